@@ -1,0 +1,1 @@
+"""Metrics on NumPy arrays; usable without the trainer."""
