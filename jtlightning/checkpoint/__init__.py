@@ -1,0 +1,3 @@
+"""Checkpoint files: written atomically, verified when read, unable to run code."""
+
+from __future__ import annotations

@@ -1,0 +1,131 @@
+"""Files that are either the old or the new version, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jtlightning.checkpoint.errors import CheckpointError
+from jtlightning.checkpoint.owner import Owner
+
+_TEMPORARY = re.compile(r"\.jtl-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{8}-(?P<host>.*)\.tmp")
+Write = Callable[[memoryview | bytes], None]
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Write]:
+    """Give a function that writes bytes; they become `path` when the block ends without error.
+
+    The bytes go to a temporary file in the same folder and are on the disk (fsync) before the
+    rename, the rename before the block ends. Temporary files of dead writers are removed.
+
+    Raises:
+        CheckpointError: the system refused (disk full, read-only, quota, I/O error). The old file
+            is intact and the temporary file is gone.
+    """
+    temporary: Path | None = None
+    try:
+        make_folder(path.parent)
+        sweep(path.parent)
+        temporary = _temporary_name(path.parent)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            yield lambda data: _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        _discard(temporary)
+        raise CheckpointError(path, *_explain(path, error)) from error
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Make `target` a second name of `source` (hard link), replacing it in one step.
+
+    Raises:
+        CheckpointError: the system refused; the old `target` is intact.
+    """
+    temporary = _temporary_name(target.parent)
+    try:
+        os.link(source, temporary)
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise CheckpointError(target, *_explain(target, error)) from error
+    finally:
+        # rename() of two names of one file does nothing and leaves the temporary one.
+        _discard(temporary)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents so that they survive a power loss."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def sweep(folder: Path, *, all_owners: bool = False) -> None:
+    """Remove the temporary files of dead writers; with `all_owners` those of every other process.
+
+    Only who holds the lock of the run directory may ask for `all_owners`: it also removes what a
+    machine that is gone has left.
+    """
+    me = Owner.current()
+    for entry in folder.iterdir():
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match is None:
+            continue
+        owner = Owner(match["host"], int(match["pid"]), int(match["started"]))
+        if owner != me and (all_owners or not owner.alive()):
+            entry.unlink(missing_ok=True)
+
+
+def _temporary_name(folder: Path) -> Path:
+    me = Owner.current()
+    return folder / f".jtl-{me.pid}-{me.started}-{secrets.token_hex(4)}-{me.host}.tmp"
+
+
+def _write_all(descriptor: int, data: memoryview | bytes) -> None:
+    view = memoryview(data)
+    while len(view):  # one call writes at most 2 GiB, and less when a signal arrives
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(temporary: Path | None) -> None:
+    if temporary is not None:
+        # Where even this fails, the next writer sweeps; the first error is the one to report.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _explain(path: Path, error: OSError) -> tuple[str, str]:
+    """Reason and remedy for a failed write."""
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        free = f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB free"
+    except OSError:
+        free = "free space unknown"
+    reason = f"could not be written: {error.strerror or error} ({free} in {folder})"
+    return reason, "free space or mend the permissions; what was saved before is intact"

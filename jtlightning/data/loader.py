@@ -1,0 +1,125 @@
+"""Batches in an order that depends on (seed, epoch) alone, loaded here or by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jtlightning.data.recipe import LoaderError, Recipe, SampleError, epoch_order
+from jtlightning.data.workers import WorkerPool
+
+__all__ = ["Loader", "LoaderError", "SampleError"]
+
+
+class Loader:
+    """Load batches of a dataset, reproducibly and from any position.
+
+    Which samples form batch k of an epoch, and the randomness of their transforms, are functions
+    of (seed, epoch, index): the number of workers and the starting position change nothing.
+
+    Args:
+        dataset: Has `__len__` and `__getitem__(index)`; if it also has `describe(index) -> str`,
+            errors name the sample's file. With workers it is copied to them once, so changes made
+            to it later do not reach them.
+        batch_size: Samples per batch; the last batch of an epoch may be smaller.
+        collate: Turns a list of samples into a batch.
+        transform: Called as `transform(sample, generator)`; random choices come from `generator`.
+        shuffle: Whether each epoch has its own order.
+        drop_last: Leave out a last batch that is smaller.
+        num_workers: Worker processes (spawned, so a script needs `if __name__ == "__main__":`);
+            0 loads in this process. They start with the first epoch and stay until `close`.
+        timeout_s: Seconds to wait for a batch of a worker before it counts as hung.
+        prefetch: Batches that each worker may be ahead.
+
+    Raises:
+        ValueError: Arguments that cannot work, among them an empty dataset.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        collate: Callable[[list[Any]], Any],
+        transform: Callable[[Any, np.random.Generator], Any] | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        timeout_s: float = 120.0,
+        prefetch: int = 2,
+    ) -> None:
+        if batch_size < 1 or num_workers < 0 or prefetch < 1 or timeout_s <= 0:
+            raise ValueError(
+                "need batch_size >= 1, num_workers >= 0, prefetch >= 1 and timeout_s > 0, got "
+                f"{batch_size}, {num_workers}, {prefetch} and {timeout_s}"
+            )
+        if len(dataset) == 0:
+            raise ValueError(f"the {type(dataset).__name__} is empty")
+        if drop_last and len(dataset) < batch_size:
+            raise ValueError(
+                f"drop_last leaves no batch of {batch_size} from {len(dataset)} samples: "
+                "choose a smaller batch_size"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.num_workers = num_workers
+        self.timeout_s = timeout_s
+        self.prefetch = prefetch
+        self._recipe = Recipe(dataset, transform, collate)
+        self._pool: WorkerPool | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        samples = len(self.dataset)
+        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0, *, seed: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on, in order.
+
+        The work that a start in the middle takes does not depend on `start`. Closing the
+        iterator, or dropping it, abandons the epoch. With workers one epoch is open at a time:
+        opening another abandons it too.
+
+        Args:
+            epoch: At least 0.
+            start: 0 to `len(self)`, the latter giving no batch.
+            seed: At least 0.
+
+        Raises:
+            ValueError: An argument is out of range.
+            SampleError: From the iterator: a sample failed.
+            LoaderError: From the iterator: a worker died or hung.
+        """
+        if epoch < 0 or seed < 0 or not 0 <= start <= len(self):
+            raise ValueError(
+                f"need epoch >= 0, seed >= 0 and 0 <= start <= {len(self)}, "
+                f"got {epoch}, {seed} and {start}"
+            )
+        plan = self._plan(epoch, seed)
+        if self.num_workers == 0:
+            numbers = range(start, len(self))
+            return (self._recipe.batch(plan(number), seed, epoch) for number in numbers)
+        if self._pool is None:
+            self._pool = WorkerPool(self._recipe, self.num_workers, self.prefetch, self.timeout_s)
+        return self._pool.run(plan, range(start, len(self)), seed, epoch)
+
+    def close(self) -> None:
+        """End the workers; a later epoch starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _plan(self, epoch: int, seed: int) -> Callable[[int], np.ndarray]:
+        """The dataset indices of each batch number."""
+        order = epoch_order(seed, epoch, len(self.dataset)) if self.shuffle else None
+
+        def indices(number: int) -> np.ndarray:
+            first = number * self.batch_size
+            last = min(first + self.batch_size, len(self.dataset))
+            return np.arange(first, last) if order is None else order[first:last]
+
+        return indices
