@@ -1,0 +1,403 @@
+"""DFormerv2 encoder: depth is not encoded, it only shapes the bias of the attention.
+
+After "DFormerv2: Geometry Self-Attention for RGBD Semantic Segmentation" (Yin et al., CVPR 2025).
+
+Maps are channels first throughout; the official code works channels last between convolutions.
+Parameter names are the official ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jittor as jt
+import numpy as np
+from jittor import nn
+
+from segtasks.models.layers import (
+    BatchNorm2d,
+    DropPath,
+    LayerNorm2d,
+    Linear2d,
+    depthwise_conv,
+    drop_path_rates,
+    per_channel,
+)
+from segtasks.ops.matmul import batched_matmul
+from segtasks.ops.resize import resize_bilinear
+
+LAYER_SCALE_INIT = 1e-6
+DECAY_INITIAL_VALUE = 2
+#: Standard deviation of the linear weights at the start; cut at +-2, that is at 100 of them.
+LINEAR_STD = 0.02
+
+
+class DFormerV2Encoder(nn.Module):
+    """Four stages of blocks with geometry self-attention: axial in three stages, full in the last.
+
+    Args:
+        dims: channels per stage.
+        depths: blocks per stage.
+        heads: attention heads per stage.
+        heads_ranges: spread of the decay over the heads, per stage.
+        ffn_ratios: hidden width of the feed-forward networks over their channels, per stage.
+        layer_scale: scale the branches of stages 2 and 3 by learnt factors.
+        drop_path: drop path rate of the last block; it grows linearly from 0 at the first.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        heads: Sequence[int],
+        heads_ranges: Sequence[int],
+        ffn_ratios: Sequence[int] = (4, 4, 3, 3),
+        layer_scale: bool = False,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.dims = tuple(dims)
+        self.patch_embed = PatchEmbed(dims[0])
+        rates = drop_path_rates(drop_path, sum(depths))
+        self.layers = nn.ModuleList()
+        for i, depth in enumerate(depths):
+            geometry = GeometrySettings(dims[i] // heads[i], heads[i], heads_ranges[i], axial=i < 3)
+            blocks = [
+                BlockV2(dims[i], geometry, ffn_ratios[i], layer_scale and i >= 2, next(rates))
+                for _ in range(depth)
+            ]
+            merge = Merge(dims[i], dims[i + 1]) if i < 3 else None
+            self.layers.append(Stage(blocks, merge))
+        # eps is 1e-5 here and 1e-6 inside the blocks.
+        self.extra_norms = nn.ModuleList([LayerNorm2d(dim, eps=1e-5) for dim in dims[1:]])
+        _init_linears(self)
+
+    def execute(self, image: jt.Var, depth: jt.Var) -> list[jt.Var]:
+        """Features of the image.
+
+        Args:
+            image: (B, 3, H, W).
+            depth: (B, k, H, W); only its first channel is used.
+
+        Returns:
+            Four maps (B, dims[i], ceil(H / s), ceil(W / s)) at strides s = 4, 8, 16, 32.
+        """
+        depth = depth[:, :1]
+        x = self.patch_embed(image)
+        features = []
+        for i, stage in enumerate(self.layers):
+            for block in stage.blocks:
+                x = block(x, depth)
+            features.append(x if i == 0 else self.extra_norms[i - 1](x))
+            if i < 3:
+                x = stage.downsample(x)
+        return features
+
+
+class PatchEmbed(nn.Module):
+    """Four convolutions to stride 4.
+
+    Args:
+        dim: channels of the output.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        self.proj = nn.Sequential(
+            nn.Conv2d(3, half, 3, stride=2, padding=1),
+            BatchNorm2d(half),
+            nn.GELU(),
+            nn.Conv2d(half, half, 3, padding=1),
+            BatchNorm2d(half),
+            nn.GELU(),
+            nn.Conv2d(half, dim, 3, stride=2, padding=1),
+            BatchNorm2d(dim),
+            nn.GELU(),
+            nn.Conv2d(dim, dim, 3, padding=1),
+            BatchNorm2d(dim),
+        )
+
+    def execute(self, x: jt.Var) -> jt.Var:
+        return self.proj(x)
+
+
+class Merge(nn.Module):
+    """Halve the size of the map: strided convolution, then batch norm.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.norm = BatchNorm2d(out_channels)
+
+    def execute(self, x: jt.Var) -> jt.Var:
+        return self.norm(self.reduction(x))
+
+
+class Stage(nn.Module):
+    """A container that gives the parts of a stage their official names.
+
+    Args:
+        blocks: the blocks, in order.
+        merge: what follows the blocks; None in the last stage.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], merge: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(list(blocks))
+        if merge is not None:
+            self.downsample = merge
+
+
+@dataclass(frozen=True)
+class GeometrySettings:
+    """What the attention of a stage needs to know.
+
+    Attributes:
+        head_width: channels of a head; even.
+        heads: number of heads n.
+        heads_range: spread of the decay over the heads.
+        axial: attend along rows, then columns, instead of over the whole map.
+    """
+
+    head_width: int
+    heads: int
+    heads_range: int
+    axial: bool
+
+
+@dataclass
+class GeometryPrior:
+    """Rotation tables and attention biases of one block; one of `full` and the axial pair is None.
+
+    Attributes:
+        sin: (d, h, w), d the head width.
+        cos: (d, h, w).
+        columns: bias along columns, (B, n, w, h, h).
+        rows: bias along rows, (B, n, h, w, w).
+        full: bias between all positions, (B, n, h w, h w).
+    """
+
+    sin: jt.Var
+    cos: jt.Var
+    columns: jt.Var | None = None
+    rows: jt.Var | None = None
+    full: jt.Var | None = None
+
+
+class Geometry(nn.Module):
+    """Geometry prior: distances in position and depth, weighted and decayed per head (section 3.2).
+
+    Args:
+        settings: see GeometrySettings.
+    """
+
+    def __init__(self, settings: GeometrySettings) -> None:
+        super().__init__()
+        self.axial = settings.axial
+        self.weight = jt.ones((2, 1, 1, 1))
+        self.angle = jt.array(_rotation_angles(settings.head_width)).stop_grad()
+        self.decay = jt.array(_head_decay(settings.heads, settings.heads_range)).stop_grad()
+
+    def execute(self, size: tuple[int, int], depth: jt.Var) -> GeometryPrior:
+        """Prior for maps of `size` (h, w) from a depth plane (B, 1, H, W)."""
+        h, w = size
+        plane = resize_bilinear(depth, size)[:, 0]
+        raster = jt.array(np.arange(h * w, dtype=np.float32).reshape(1, h, w))
+        phase = raster * self.angle.reshape(-1, 1, 1)
+        prior = GeometryPrior(phase.sin(), phase.cos())
+        if self.axial:
+            prior.rows = self._bias(_line_distances(w), plane)
+            prior.columns = self._bias(_line_distances(h), plane.transpose(0, 2, 1))
+        else:
+            flat = plane.reshape(plane.shape[0], 1, h * w)
+            prior.full = self._bias(_grid_distances(h, w), flat)[:, :, 0]
+        return prior
+
+    def _bias(self, distances: np.ndarray, planes: jt.Var) -> jt.Var:
+        """Distances (L, L) and planes (B, lines, L) -> biases (B, n, lines, L, L)."""
+        depth = (planes.unsqueeze(-1) - planes.unsqueeze(-2)).abs()  # (B, lines, L, L)
+        position_weight, depth_weight = self.weight[0], self.weight[1]  # (1, 1, 1) each
+        mixed = jt.array(distances) * position_weight + depth * depth_weight
+        return mixed.unsqueeze(1) * self.decay.reshape(1, -1, 1, 1, 1)
+
+
+class GeometryAttention(nn.Module):
+    """Self-attention with rotated queries and keys and a geometry bias (section 3.2).
+
+    Args:
+        dim: channels C.
+        settings: see GeometrySettings.
+    """
+
+    def __init__(self, dim: int, settings: GeometrySettings) -> None:
+        super().__init__()
+        self.heads, self.axial = settings.heads, settings.axial
+        self.scale = settings.head_width**-0.5
+        self.q_proj = Linear2d(dim, dim)
+        self.k_proj = Linear2d(dim, dim)
+        self.v_proj = Linear2d(dim, dim)
+        self.lepe = DepthwiseConv(dim, 5)
+        self.out_proj = Linear2d(dim, dim)
+
+    def execute(self, x: jt.Var, prior: GeometryPrior) -> jt.Var:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        B, C, H, W = x.shape
+        shape = (B, self.heads, C // self.heads, H, W)
+        values = self.v_proj(x)
+        queries = _rotate(self.q_proj(x).reshape(shape), prior)
+        keys = _rotate((self.k_proj(x) * self.scale).reshape(shape), prior)
+        attend = _attend_axial if self.axial else _attend_full
+        attended = attend(queries, keys, values.reshape(shape), prior)
+        return self.out_proj(attended.reshape(B, C, H, W) + self.lepe(values))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a depthwise convolution, added after the activation, in between.
+
+    Args:
+        dim: channels of input and output.
+        ratio: hidden channels over `dim`.
+    """
+
+    def __init__(self, dim: int, ratio: int) -> None:
+        super().__init__()
+        self.fc1 = Linear2d(dim, dim * ratio)
+        self.fc2 = Linear2d(dim * ratio, dim)
+        self.dwconv = DepthwiseConv(dim * ratio, 3)
+
+    def execute(self, x: jt.Var) -> jt.Var:
+        x = nn.gelu(self.fc1(x))
+        return self.fc2(x + self.dwconv(x))
+
+
+class BlockV2(nn.Module):
+    """Position encoding, geometry self-attention and feed-forward network.
+
+    Args:
+        dim: channels C.
+        settings: see GeometrySettings.
+        ffn_ratio: hidden width of the feed-forward network over C.
+        layer_scale: scale both branches by learnt factors.
+        drop_path: drop path rate.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        settings: GeometrySettings,
+        ffn_ratio: int,
+        layer_scale: bool,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm2d(dim)
+        self.layer_norm2 = LayerNorm2d(dim)
+        self.Attention = GeometryAttention(dim, settings)
+        self.ffn = FeedForward(dim, ffn_ratio)
+        self.cnn_pos_encode = DepthwiseConv(dim, 3)
+        self.Geo = Geometry(settings)
+        self.layer_scale = layer_scale
+        if layer_scale:
+            self.gamma_1 = jt.full((1, 1, 1, dim), LAYER_SCALE_INIT)
+            self.gamma_2 = jt.full((1, 1, 1, dim), LAYER_SCALE_INIT)
+        self.drop_path = DropPath(drop_path)
+
+    def execute(self, x: jt.Var, depth: jt.Var) -> jt.Var:
+        """(B, C, h, w) and the depth plane (B, 1, H, W) -> (B, C, h, w)."""
+        x = x + self.cnn_pos_encode(x)
+        prior = self.Geo((x.shape[2], x.shape[3]), depth)
+        attended = self.Attention(self.layer_norm1(x), prior)
+        x = x + self.drop_path(self._scaled("gamma_1", attended))
+        return x + self.drop_path(self._scaled("gamma_2", self.ffn(self.layer_norm2(x))))
+
+    def _scaled(self, name: str, x: jt.Var) -> jt.Var:
+        return x * per_channel(getattr(self, name)) if self.layer_scale else x
+
+
+class DepthwiseConv(nn.Module):
+    """A depthwise convolution named `dwconv`, as in the official checkpoints.
+
+    Args:
+        channels: channels of input and output.
+        kernel_size: odd; the size of the map is kept.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.dwconv = depthwise_conv(channels, kernel_size)
+
+    def execute(self, x: jt.Var) -> jt.Var:
+        return self.dwconv(x)
+
+
+def _rotate(x: jt.Var, prior: GeometryPrior) -> jt.Var:
+    """Rotate channel pairs (2i, 2i + 1) of (B, n, d, H, W) by their angle at each position."""
+    B, n, d, H, W = x.shape
+    pairs = x.reshape(B, n, d // 2, 2, H, W)
+    swapped = jt.stack([-pairs[:, :, :, 1], pairs[:, :, :, 0]], 3).reshape(x.shape)
+    return x * prior.cos + swapped * prior.sin
+
+
+def _attend_axial(q: jt.Var, k: jt.Var, v: jt.Var, prior: GeometryPrior) -> jt.Var:
+    """Attend along rows, then along columns with the same queries and keys; (B, n, d, H, W)."""
+    by_rows = (0, 1, 3, 2, 4)  # (B, n, H, d, W)
+    v = _attend(*(t.permute(*by_rows) for t in (q, k, v)), prior.rows)
+    by_columns = (0, 1, 4, 2, 3)  # (B, n, W, d, H)
+    v = _attend(
+        q.permute(*by_columns), k.permute(*by_columns), v.permute(0, 1, 4, 3, 2), prior.columns
+    )
+    return v.permute(0, 1, 3, 4, 2)
+
+
+def _attend_full(q: jt.Var, k: jt.Var, v: jt.Var, prior: GeometryPrior) -> jt.Var:
+    """Attend over all positions; (B, n, d, H, W)."""
+    B, n, d, H, W = q.shape
+    flat = (B, n, d, H * W)
+    return _attend(q.reshape(flat), k.reshape(flat), v.reshape(flat), prior.full).reshape(q.shape)
+
+
+def _attend(q: jt.Var, k: jt.Var, v: jt.Var, bias: jt.Var) -> jt.Var:
+    """Softmax attention along the last axis: (..., d, L) each, bias (..., L, L) -> (..., d, L)."""
+    *_, d, L = q.shape
+    scores = batched_matmul(q.reshape(-1, d, L), k.reshape(-1, d, L), transpose_a=True)
+    weights = nn.softmax(scores + bias.reshape(-1, L, L), dim=2)
+    return batched_matmul(v.reshape(-1, d, L), weights, transpose_b=True).reshape(q.shape)
+
+
+def _rotation_angles(head_width: int) -> np.ndarray:
+    """Angles (d,) of the channel pairs: 10000^(-i / (d/2 - 1)), each twice."""
+    half = head_width // 2
+    exponents = np.linspace(0, 1, half, dtype=np.float32)
+    return np.repeat(1 / np.float32(10000) ** exponents, 2).astype(np.float32)
+
+
+def _head_decay(heads: int, heads_range: int) -> np.ndarray:
+    """log(1 - 2^(-2 - range n / heads)), negative, (heads,)."""
+    exponents = -DECAY_INITIAL_VALUE - heads_range * np.arange(heads, dtype=np.float32) / heads
+    return np.log(1 - 2 ** exponents.astype(np.float32)).astype(np.float32)
+
+
+def _line_distances(length: int) -> np.ndarray:
+    index = np.arange(length, dtype=np.float32)
+    return np.abs(index[:, None] - index[None])
+
+
+def _grid_distances(height: int, width: int) -> np.ndarray:
+    rows, columns = np.divmod(np.arange(height * width), width)
+    distances = np.abs(rows[:, None] - rows) + np.abs(columns[:, None] - columns)
+    return distances.astype(np.float32)
+
+
+def _init_linears(encoder: nn.Module) -> None:
+    """Normal weights of std 0.02 and zero biases; the cut at +-2 can never be reached."""
+    for _, layer in encoder.named_modules():
+        if isinstance(layer, Linear2d):
+            layer.weight = jt.randn(tuple(layer.weight.shape)) * LINEAR_STD
+            layer.bias = jt.zeros(tuple(layer.bias.shape))

@@ -1,0 +1,1 @@
+"""Array operations without state: resizing, pooling, batched products, normalisation."""
