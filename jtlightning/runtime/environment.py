@@ -1,0 +1,126 @@
+"""Set the variables that Jittor reads at its import, and link oneDNN where it looks for it.
+
+A variable that the user has set is never changed. The names of those set here are kept in
+`JTLIGHTNING_PREPARED`, so that child processes and `segtasks doctor` can tell both apart.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from importlib.machinery import ModuleSpec
+
+from jtlightning.runtime import cuda, onednn, toolchain
+
+TYPE_CHECKING = False  # as in __init__: typing is not imported for this
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+PREPARED = "JTLIGHTNING_PREPARED"
+VERBOSE = "SEGTASKS_VERBOSE"
+
+
+class JittorNotReadyError(ImportError):
+    """Jittor would fail while it is imported; the message says what is missing and the remedy."""
+
+
+def prepare() -> None:
+    """Make `import jittor` work: offline, with oneDNN, and with no CUDA where CUDA cannot run.
+
+    Repeated calls change nothing. When Jittor is imported already it is too late to help: then
+    this only warns, if Jittor runs without oneDNN.
+    """
+    if "jittor" in sys.modules:
+        _warn_if_slow()
+        return
+    mine = set(os.environ.get(PREPARED, "").split())
+    for name, value in _defaults(cuda_decided="nvcc_path" in os.environ).items():
+        if name not in os.environ:
+            os.environ[name] = value
+            mine.add(name)
+    os.environ[PREPARED] = " ".join(sorted(mine))
+    if not any(isinstance(finder, _Guard) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Guard())
+
+
+def set_by_us(name: str) -> bool:
+    """Whether `prepare` chose the value of this variable, in this process or a parent."""
+    return name in os.environ.get(PREPARED, "").split()
+
+
+def wants_verbose() -> bool:
+    """Whether the user asked for Jittor's own output."""
+    return bool(os.environ.get(VERBOSE)) or os.environ.get("log_v", "0") not in ("", "0")
+
+
+def _defaults(*, cuda_decided: bool) -> dict[str, str]:
+    """Our value for every variable, as Jittor 1.3.11 reads them."""
+    values = {
+        # Otherwise `import jittor` imports torch wherever it is installed.
+        "FIX_TORCH_ERROR": "0",
+        # Otherwise the cache is named after the git branch that the virtual environment lies in,
+        # and everything is compiled again on every branch.
+        "cache_name": "default",
+        # Each of these downloads an archive at the import of a CUDA build.
+        "use_cutlass": "0",
+        "use_cutt": "0",
+    }
+    if not ("nccl_include_path" in os.environ and "nccl_lib_path" in os.environ):
+        values["use_nccl"] = "0"  # downloads NCCL 2.8.4 as well
+    if not wants_verbose() and "log_v" not in os.environ:
+        values["log_silent"] = "1"
+    if not cuda_decided:
+        values["nvcc_path"] = cuda.choose().nvcc
+    config = toolchain.missing_python_config(toolchain.jittor_home())
+    if config:
+        values["python_config_path"] = config
+    if os.environ.get("use_mkl", "1") == "1" and not _link_onednn():
+        values["use_mkl"] = "0"
+    return values
+
+
+def _link_onednn() -> bool:
+    """Link oneDNN; without it Jittor must not try, because it would download an archive."""
+    try:
+        onednn.link(toolchain.jittor_home())
+    except onednn.OneDNNMissingError as error:
+        if "use_mkl" not in os.environ:
+            warnings.warn(str(error), RuntimeWarning, stacklevel=4)
+        return False
+    except OSError:
+        # Nothing can be written there: the guard says so when Jittor is imported.
+        return True
+    return True
+
+
+def _warn_if_slow() -> None:
+    extern = sys.modules.get("jittor.compile_extern")
+    if extern is not None and not getattr(extern, "use_mkl", True):
+        warnings.warn(
+            "jittor was imported before jtlightning and runs without oneDNN, so convolutions on "
+            "the CPU are about 58 times slower; import jtlightning first",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+class _Guard:
+    """Stands first in `sys.meta_path`: lets Jittor in only if it can work."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Raise what hinders Jittor, or leave the search to the finders that follow."""
+        if name != "jittor":
+            return None
+        from jtlightning.runtime import checks
+
+        problems = [finding for finding in checks.check_toolchain() if finding.level == "error"]
+        if problems:
+            lines = [f"  {item.name}: {item.found}\n    {item.remedy}" for item in problems]
+            raise JittorNotReadyError(
+                "Jittor cannot be imported on this machine yet:\n" + "\n".join(lines), name=name
+            )
+        return None
