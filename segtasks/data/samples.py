@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,8 @@ class SegmentationSample:
         name: stem of the files, unique within the data set.
     """
 
-    image: npt.NDArray[np.generic]
-    depth: npt.NDArray[np.generic]
+    image: npt.NDArray[Any]
+    depth: npt.NDArray[Any]
     label: npt.NDArray[np.uint8]
     name: str
 
@@ -78,7 +79,7 @@ def collate(samples: Sequence[SegmentationSample]) -> SegmentationBatch:
     )
 
 
-def _channels_first(images: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.float32]:
+def _channels_first(images: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
     height, width, channels = images[0].shape
     out = np.empty((len(images), channels, height, width), np.float32)
     for index, image in enumerate(images):

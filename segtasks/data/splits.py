@@ -1,0 +1,115 @@
+"""Find the files of a split: which samples it lists, and where their pictures lie."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from segtasks.data.samples import DataError
+
+_STEM_END = re.compile(r"\.(jpg|jpeg|png)", re.IGNORECASE)
+_SHOWN = 5
+
+
+def read_stems(split_file: Path) -> list[str]:
+    """List the samples of a split file.
+
+    A line looks like `RGB/0.jpg`, or `RGB/0.jpg Label/0.png`: the name is what stands between the
+    first slash and the first `.jpg` or `.png`, here `0`.
+
+    Raises:
+        DataError: the file is missing, unreadable or lists nothing.
+    """
+    try:
+        lines = split_file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise DataError(_missing_split(split_file)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{split_file}: cannot be read as a text file ({error})") from error
+    stems = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text:
+            continue
+        stem = _STEM_END.split(text.partition("/")[2] or text)[0]
+        if not stem:
+            raise DataError(f"{split_file}, line {number}: no file name in {text!r}")
+        stems.append(stem)
+    if not stems:
+        raise DataError(f"{split_file}: the split is empty; write one line per sample: RGB/0.jpg")
+    return stems
+
+
+def find_pictures(root: Path, folder: str, stems: list[str], endings: tuple[str, ...]) -> list[str]:
+    """Find the file of every sample in a folder, with the ending that it has there.
+
+    Args:
+        root: folder of the data set.
+        folder: folder in `root` to search.
+        stems: names without ending; a name may contain further folders.
+        endings: endings to look for, such as `.png`; where a sample has several, the first counts.
+
+    Returns:
+        One path per name, relative to `root`.
+
+    Raises:
+        DataError: the folder or some of the files are missing; all of them are counted.
+    """
+    if not (root / folder).is_dir():
+        raise DataError(_missing_folder(root, folder))
+    listings: dict[str, dict[str, str]] = {}
+    found, missing = [], []
+    for stem in stems:
+        parent, _, name = stem.rpartition("/")
+        place = f"{folder}/{parent}" if parent else folder
+        if place not in listings:
+            listings[place] = _list_pictures(root / place, endings)
+        file_name = listings[place].get(name)
+        if file_name is None:
+            missing.append(f"{place}/{name}")
+        else:
+            found.append(f"{place}/{file_name}")
+    if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        raise DataError(
+            f"{root}: {len(missing)} of {len(stems)} samples have no file in {folder!r} "
+            f"({' or '.join(endings)}): {shown}; add the files or take the lines out of the split"
+        )
+    return found
+
+
+def check_root(root: Path) -> None:
+    """Raise DataError unless `root` is a folder."""
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"{root}: the folder of the data set {what}; set `root` to where it lies")
+
+
+def _list_pictures(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
+    """File names by stem. One listing is far faster than a look-up per file on network disks."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        names = [Path(entry.name) for entry in entries]
+    ranked = [(endings.index(n.suffix.lower()), n) for n in names if n.suffix.lower() in endings]
+    # The best ending comes last and overwrites the others.
+    return {name.stem: name.name for _, name in sorted(ranked, reverse=True)}
+
+
+def _missing_split(split_file: Path) -> str:
+    parent = split_file.parent
+    texts = sorted(p.name for p in parent.glob("*.txt")) if parent.is_dir() else []
+    there = f"{parent} has {', '.join(texts)}" if texts else f"{parent} has no .txt file"
+    return f"{split_file}: the split file is missing; {there}"
+
+
+def _missing_folder(root: Path, folder: str) -> str:
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
+    near = difflib.get_close_matches(folder.lower(), [name.lower() for name in folders], 1)
+    hint = "".join(f" (did you mean {n!r}?)" for n in folders if n.lower() in near)
+    return (
+        f"{root}: no folder {folder!r}{hint}; there are {', '.join(folders) or 'no folders'}; "
+        "set rgb_folder, depth_folder and label_folder to the names used there"
+    )

@@ -1,0 +1,1 @@
+"""Transforms of samples: callables (sample, generator) -> sample."""
