@@ -372,16 +372,28 @@ def _attend(q: jt.Var, k: jt.Var, v: jt.Var, bias: jt.Var) -> jt.Var:
 
 
 def _rotation_angles(head_width: int) -> np.ndarray:
-    """Angles (d,) of the channel pairs: 10000^(-i / (d/2 - 1)), each twice."""
+    """Angles (d,) of the channel pairs: 10000^(-i / (d/2 - 1)), each twice.
+
+    They are part of official checkpoints, so the roundings to float32 are PyTorch's: the step of
+    its `linspace`, which counts from the nearer end, the power, and the reciprocal.
+    """
     half = head_width // 2
-    exponents = np.linspace(0, 1, half, dtype=np.float32)
-    return np.repeat(1 / np.float32(10000) ** exponents, 2).astype(np.float32)
+    index = np.arange(half)
+    step = float(np.float32(1) / np.float32(half - 1))
+    exponents = np.where(index < half // 2, step * index, 1 - step * (half - 1 - index))
+    powers = 10000.0 ** exponents.astype(np.float32).astype(np.float64)
+    return np.repeat(np.float32(1) / powers.astype(np.float32), 2)
 
 
 def _head_decay(heads: int, heads_range: int) -> np.ndarray:
-    """log(1 - 2^(-2 - range n / heads)), negative, (heads,)."""
-    exponents = -DECAY_INITIAL_VALUE - heads_range * np.arange(heads, dtype=np.float32) / heads
-    return np.log(1 - 2 ** exponents.astype(np.float32)).astype(np.float32)
+    """log(1 - 2^(-2 - range n / heads)), negative, (heads,), rounded as in official checkpoints."""
+    steps = np.float32(heads_range) * np.arange(heads, dtype=np.float32) / np.float32(heads)
+    exponents = np.float32(-DECAY_INITIAL_VALUE) - steps
+    kept = np.float32(1) - (2.0 ** exponents.astype(np.float64)).astype(np.float32)
+    decay = np.log(kept.astype(np.float64)).astype(np.float32)
+    # log(0.75) lies almost midway between two floats, and the official buffers hold the farther.
+    decay[0] = np.nextafter(decay[0], np.float32(0))
+    return decay
 
 
 def _line_distances(length: int) -> np.ndarray:
