@@ -103,7 +103,7 @@ class Loader:
         if self.num_workers == 0:
             numbers = range(start, len(self))
             return (self._recipe.batch(plan(number), seed, epoch) for number in numbers)
-        if self._pool is None:
+        if self._pool is None or self._pool.closed:
             self._pool = WorkerPool(self._recipe, self.num_workers, self.prefetch, self.timeout_s)
         return self._pool.run(plan, range(start, len(self)), seed, epoch)
 

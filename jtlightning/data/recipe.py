@@ -31,6 +31,10 @@ class SampleError(LoaderError):
         self.indices = indices
         self.original = original
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by constructor arguments, which are not `args`."""
+        return type(self), (self.what, self.indices, self.original)
+
 
 @dataclass(frozen=True)
 class Recipe:

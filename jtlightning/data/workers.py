@@ -1,18 +1,235 @@
-"""Stub."""
+"""The pool of worker processes behind a loader: hands out batches, watches over the workers."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from multiprocessing.util import Finalize
 from typing import Any
+
+import numpy as np
+
+from jtlightning.data.channel import receive, send, socket_pair
+from jtlightning.data.recipe import LoaderError, Recipe
+from jtlightning.data.worker import ENVIRONMENT, START, Answer, Request, work
+
+# A worker imports the user's script again, which may take long where that imports Jittor.
+_START_S = 300.0
+_FAREWELL_S = 1.0
+
+
+@dataclass
+class _Worker:
+    """The parent's view of a worker."""
+
+    number: int
+    process: SpawnProcess
+    end: socket.socket
+    started: bool = False
+
+    def __str__(self) -> str:
+        return f"loader worker {self.number} (pid {self.process.pid})"
 
 
 class WorkerPool:
-    """Stub."""
+    """Worker processes that load batches ahead; they stay from epoch to epoch.
 
-    def __init__(self, recipe: Any, workers: int, prefetch: int, timeout_s: float) -> None:
-        raise NotImplementedError("loading in worker processes is not there yet")
+    Batch k of a run goes to worker k modulo their number, so the order of delivery needs no
+    bookkeeping and does not depend on who is faster.
+    """
 
-    def run(self, plan: Any, numbers: Any, seed: int, epoch: int) -> Any:
-        """Stub."""
+    def __init__(self, recipe: Recipe, workers: int, prefetch: int, timeout_s: float) -> None:
+        self.prefetch = prefetch
+        self.timeout_s = timeout_s
+        self._run = START
+        self._workers: list[_Worker] = []
+        # Runs when the pool is dropped or the interpreter ends, before multiprocessing waits for
+        # its children, which would wait for us.
+        self._farewell = Finalize(self, _end, args=(self._workers,), exitpriority=100)
+        for number in range(workers):
+            self._workers.append(_start(number, recipe))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the workers have been ended, also after one died or hung."""
+        return not self._farewell.still_active()
+
+    def run(
+        self, plan: Callable[[int], np.ndarray], numbers: Sequence[int], seed: int, epoch: int
+    ) -> Iterator[Any]:
+        """Batches in the order of `numbers`; `plan` gives the indices of each."""
+        self._run += 1
+        return self._batches(self._run, plan, numbers, seed, epoch)
 
     def close(self) -> None:
-        """Stub."""
+        """End the workers."""
+        self._farewell()
+
+    def _batches(
+        self,
+        run: int,
+        plan: Callable[[int], np.ndarray],
+        numbers: Sequence[int],
+        seed: int,
+        epoch: int,
+    ) -> Iterator[Any]:
+        asked = 0
+        try:
+            for position, number in enumerate(numbers):
+                if self._run != run or self.closed:
+                    raise LoaderError("this epoch was abandoned: another was opened or all closed")
+                # Bounded, so that a slow trainer does not fill the memory.
+                limit = min(len(numbers), position + self.prefetch * len(self._workers))
+                for ahead in range(asked, limit):
+                    request = Request(run, numbers[ahead], plan(numbers[ahead]), seed, epoch)
+                    self._ask(self._workers[ahead % len(self._workers)], request)
+                asked = limit
+                worker = self._workers[position % len(self._workers)]
+                answer = self._await(worker, run, number)
+                if answer.error is not None:
+                    raise answer.error
+                yield answer.batch
+                del answer  # or its memory would be kept until the next batch is there
+        finally:
+            if self._run == run and not self.closed:
+                self._abandon()
+
+    def _ask(self, worker: _Worker, request: Request) -> None:
+        try:
+            send(worker.end, request)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._died(worker) from None
+
+    def _await(self, worker: _Worker, run: int, number: int) -> Answer:
+        """The worker's next answer of this run; answers of abandoned runs are dropped."""
+        while True:
+            limit_s = self.timeout_s if worker.started else max(_START_S, self.timeout_s)
+            deadline = time.monotonic() + limit_s
+            ready = self._wait(worker, deadline)
+            if not ready:
+                message = f"{worker} gave no batch {number} within {limit_s:g} s"
+                self.close()
+                raise LoaderError(f"{message}: a sample hangs, or timeout_s is too short")
+            answer = self._receive(worker)
+            worker.started = True
+            if answer.run == run or (answer.run == START and answer.error is not None):
+                return answer
+
+    def _wait(self, worker: _Worker, deadline: float) -> bool:
+        """Whether an answer of `worker` came before the deadline; any death is an error."""
+        sentinels = {other.process.sentinel: other for other in self._workers}
+        ready = wait([worker.end, *sentinels], max(0.0, deadline - time.monotonic()))
+        if worker.end in ready:
+            return True
+        for item in ready:
+            if isinstance(item, int):
+                raise self._died(sentinels[item])
+        return False
+
+    def _receive(self, worker: _Worker) -> Answer:
+        try:
+            answer: Answer = receive(worker.end)
+        except (EOFError, ConnectionResetError):
+            raise self._died(worker) from None
+        return answer
+
+    def _died(self, worker: _Worker) -> LoaderError:
+        worker.process.join(_FAREWELL_S)
+        code = worker.process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with {code}"
+        hint = "out of memory?" if code == -signal.SIGKILL else "its own message stands above"
+        if not worker.started and code == 1:
+            hint += '; a script that trains needs `if __name__ == "__main__":` around its start'
+        message = f"{worker} {how} ({hint})"
+        self.close()
+        return LoaderError(message)
+
+    def _abandon(self) -> None:
+        """Have the workers forget what they have not begun, and drop what they have finished."""
+        self._run += 1
+        for worker in self._workers:
+            with contextlib.suppress(OSError, EOFError):  # a dead worker is the next run's error
+                send(worker.end, None)
+                while worker.started and wait([worker.end], 0):
+                    receive(worker.end)
+
+
+def _start(number: int, recipe: Recipe) -> _Worker:
+    ours, theirs = socket_pair()
+    try:
+        send(ours, recipe)
+    except OSError:
+        raise
+    except Exception as error:
+        place = _unpicklable(recipe, "", 4)
+        raise ValueError(
+            f"{place} cannot be sent to loader workers ({error}): use module-level functions and "
+            "classes, open files lazily in __getitem__, or set num_workers=0"
+        ) from error
+    # It would unblock the signals that are blocked below.
+    resource_tracker.ensure_running()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(
+        target=work,
+        args=(theirs, os.getpid()),
+        name=f"loader worker {number}",
+        daemon=True,
+    )
+    # Blocked signals stay blocked in the child until `work` ignores them: Ctrl-C while it imports
+    # would otherwise print a traceback for each worker.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        with _environment(ENVIRONMENT):
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        theirs.close()
+    return _Worker(number, process, ours)
+
+
+def _end(workers: list[_Worker]) -> None:
+    """Close the sockets, on which workers leave by themselves, and kill who is too slow."""
+    for worker in workers:
+        worker.end.close()
+    deadline = time.monotonic() + _FAREWELL_S
+    for worker in workers:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
+        if worker.process.exitcode is None:
+            worker.process.kill()
+            worker.process.join()
+        worker.process.close()
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for child processes started in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _unpicklable(value: Any, name: str, depth: int) -> str:
+    """Name of the innermost attribute that fails to pickle."""
+    for key, item in getattr(value, "__dict__", {}).items() if depth else ():
+        try:
+            pickle.dumps(item)
+        except Exception:  # noqa: BLE001 - whatever it is, this is the attribute that fails
+            return _unpicklable(item, f"{name}.{key}".lstrip("."), depth - 1)
+    return name

@@ -1,0 +1,114 @@
+"""A loader's worker process: no Jittor, one thread, gone when its parent is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+import numpy as np
+
+from jtlightning.data.channel import receive, send
+from jtlightning.data.recipe import LoaderError, Recipe, SampleError
+
+# What the process must find in its environment before it imports anything: a script that imports
+# Jittor at its top is imported again in here, and must take no GPU and start no threads.
+ENVIRONMENT = {
+    "nvcc_path": "",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+START = 0  # the `run` of the first answer, which says that the worker is there
+_PARENT_CHECK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Request:
+    """Ask for a batch. `run` counts the epochs that the pool has opened."""
+
+    run: int
+    number: int
+    indices: np.ndarray
+    seed: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A batch, or why there is none."""
+
+    run: int
+    batch: Any = None
+    error: LoaderError | None = None
+
+
+def work(end: socket.socket, parent: int) -> None:
+    """Receive a recipe, then answer requests until the other end is closed."""
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent ends us when it is done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            recipe: Recipe = receive(end)
+            if importlib.util.find_spec("cv2") is not None:
+                importlib.import_module("cv2").setNumThreads(0)
+        except (EOFError, ConnectionResetError):
+            raise
+        except Exception:  # noqa: BLE001 - handed to the parent, which raises it
+            send(end, Answer(START, error=_failure("the dataset cannot be rebuilt in a worker")))
+            return
+        send(end, Answer(START))
+        _serve(end, recipe)
+
+
+def _serve(end: socket.socket, recipe: Recipe) -> None:
+    pending: deque[Request] = deque()
+    while True:
+        # First take whatever has arrived: it may be the news that the epoch was abandoned.
+        while not pending or wait([end], 0):
+            request = receive(end)
+            if request is None:
+                pending.clear()
+                continue
+            if pending and pending[0].run != request.run:
+                pending.clear()
+            pending.append(request)
+        request = pending.popleft()
+        try:
+            batch = recipe.batch(request.indices, request.seed, request.epoch)
+            send(end, Answer(request.run, batch))
+        except SampleError as error:
+            send(end, Answer(request.run, error=error))
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception:  # noqa: BLE001 - handed to the parent, which raises it
+            failure = _failure(f"batch {request.number} cannot be sent to the trainer")
+            send(end, Answer(request.run, error=failure))
+
+
+def _failure(what: str) -> LoaderError:
+    return LoaderError(f"{what}; the original error was\n\n{traceback.format_exc()}")
+
+
+def _end_with(parent: int) -> None:
+    """Leave when the parent is gone.
+
+    The closed socket tells the same, but not while a sample is being loaded, nor where some other
+    child of the parent has inherited its end.
+    """
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_S)
+    os._exit(0)
