@@ -1,0 +1,84 @@
+"""`segtasks data`: make data sets on disk."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from segtasks.data.rooms import CLASS_NAMES, RoomsFolder, write_rooms
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `segtasks data ARGV` and return the exit code: 0 done, 2 for a request that cannot be."""
+    parser = argparse.ArgumentParser(prog="segtasks data", description="Make data sets on disk.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_rooms(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        return 2
+
+
+def _add_rooms(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    rooms = commands.add_parser(
+        "rooms",
+        help="render indoor RGB-D scenes with labels and boxes",
+        description=(
+            "Render indoor RGB-D scenes in the NYUDepthv2 layout (RGB, Depth, Label, train.txt,"
+            " test.txt) with the boxes of the visible objects as COCO json. The same arguments"
+            f" give the same scenes. Classes: {', '.join(CLASS_NAMES)}."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    rooms.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    rooms.add_argument("--train", type=int, default=96, help="number of training scenes")
+    rooms.add_argument("--val", type=int, default=24, help="number of validation scenes")
+    rooms.add_argument(
+        "--size", type=int, nargs=2, default=(192, 256), metavar=("HEIGHT", "WIDTH"), help="pixels"
+    )
+    rooms.add_argument("--seed", type=int, default=0, help="which series of scenes")
+    rooms.set_defaults(run=_rooms)
+
+
+def _rooms(arguments: argparse.Namespace) -> int:
+    height, width = arguments.size
+    columns = (
+        TextColumn("rendering scenes"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("scenes", total=arguments.train + arguments.val)
+        folder = write_rooms(
+            arguments.out,
+            arguments.train,
+            arguments.val,
+            (height, width),
+            arguments.seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _report(folder, arguments.train, arguments.val, Console())
+    return 0
+
+
+def _report(folder: RoomsFolder, train: int, val: int, console: Console) -> None:
+    state = "rendered" if folder.rendered else "already there, nothing rendered:"
+    path = escape(str(folder.path))
+    console.print(f"{state} {train} training and {val} validation scenes in {path}", soft_wrap=True)
+    table = Table("label", "class", "train", "val", title="share of the labelled pixels")
+    for number, name in enumerate(CLASS_NAMES):
+        shares = (folder.class_shares[split][number] for split in ("train", "val"))
+        table.add_row(str(number + 1), name, *(f"{share:.1%}" for share in shares))
+    console.print(table)
+    console.print("RGB/ Depth/ Label/    pictures; raw labels as above, 0 is unlabelled")
+    console.print("train.txt test.txt    the splits, in the NYUDepthv2 layout")
+    console.print("annotations/          boxes of the visible objects, COCO json")
