@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # typing itself would cost a third of the time that prepa
 if TYPE_CHECKING:
     from jtlightning.runtime.chatter import Chatter
     from jtlightning.runtime.checks import Finding
-    from jtlightning.runtime.report import Report
+    from jtlightning.runtime.facts import Report
 
 __all__ = [
     "JittorNotReadyError",
@@ -35,9 +35,9 @@ def check() -> list[Finding]:
 
 def report() -> Report:
     """Gather what `segtasks doctor` shows: the findings, the variables and the kernel cache."""
-    from jtlightning.runtime.report import report as gather
+    from jtlightning.runtime import facts
 
-    return gather()
+    return facts.report()
 
 
 def capture_chatter(log_file: Path) -> Chatter | None:

@@ -115,15 +115,17 @@ def _onednn() -> Finding:
             return Finding("oneDNN", "ok", str(onednn.target(home)))
         found = "there, but use_mkl=0: convolutions on the CPU are about 58 times slower"
         return Finding("oneDNN", "warning", found, "unset use_mkl")
+    if onednn.find() and toolchain.unwritable_folder():
+        return Finding("oneDNN", "warning", "installed, but it cannot be linked", "see the folder")
     slow = "missing: convolutions on the CPU are about 58 times slower"
     return Finding("oneDNN", "warning", slow, install)
 
 
 def _variables() -> Finding:
-    user_base = os.environ.get("LD_LIBRARY_PATH", "")
-    if os.environ.get("nvcc_path") and "cuda" in user_base.lower():
+    libraries = os.environ.get("LD_LIBRARY_PATH", "")
+    if os.environ.get("nvcc_path") and "cuda" in libraries.lower():
         return Finding(
-            "LD_LIBRARY_PATH", "warning", f"{user_base} may give Jittor the wrong CUDA libraries",
+            "LD_LIBRARY_PATH", "warning", f"{libraries} may give Jittor the wrong CUDA libraries",
             "unset LD_LIBRARY_PATH",
         )  # fmt: skip
     if os.environ.get("use_mkl") == "1" and not onednn.is_linked(toolchain.jittor_home()):

@@ -7,7 +7,6 @@ a wrapper script that stands beside no libraries. So the choice is made here.
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 import sys
@@ -106,7 +105,7 @@ def read_toolkit(nvcc: Path) -> Toolkit | None:
     if not os.access(nvcc, os.X_OK):
         return None
     root = Path(os.path.realpath(nvcc)).parent.parent
-    machine = platform.machine()
+    machine = os.uname().machine
     headers = [root / "include", root / "targets" / f"{machine}-linux" / "include"]
     libraries = [root / "lib64", root / "targets" / f"{machine}-linux" / "lib"]
     if str(nvcc) == "/usr/bin/nvcc":

@@ -63,6 +63,8 @@ def _defaults(*, cuda_decided: bool) -> dict[str, str]:
         # Otherwise the cache is named after the git branch that the virtual environment lies in,
         # and everything is compiled again on every branch.
         "cache_name": "default",
+        # At a crash Jittor would print gdb's answer to stdout; without, its own trace to stderr.
+        "gdb_path": "",
         # Each of these downloads an archive at the import of a CUDA build.
         "use_cutlass": "0",
         "use_cutt": "0",

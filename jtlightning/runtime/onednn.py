@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ class OneDNNMissingError(RuntimeError):
 
 def target(jittor_home: Path) -> Path:
     """Where Jittor looks for oneDNN."""
-    name = FOLDER if platform.machine() == "x86_64" else f"{FOLDER}_{platform.machine()}"
+    name = FOLDER if os.uname().machine == "x86_64" else f"{FOLDER}_{os.uname().machine}"
     return jittor_home / ".cache" / "jittor" / "mkl" / name
 
 
@@ -93,9 +92,9 @@ def _link_all(sources: Iterable[Path], folder: Path) -> None:
 
 
 def _advice() -> str:
-    if platform.machine() != "x86_64":
+    if os.uname().machine != "x86_64":
         return (
-            f"there is no oneDNN wheel for {platform.machine()}, so convolutions on the CPU are "
+            f"there is no oneDNN wheel for {os.uname().machine}, so convolutions on the CPU are "
             "about 58 times slower; set use_mkl=1 to let Jittor download its own build"
         )
     return (

@@ -38,10 +38,11 @@ def unwritable_folder() -> Path | None:
     """The first folder that Jittor has to write to and cannot, or None."""
     # It makes the folder in the home folder even where JITTOR_HOME is another one.
     for folder in (Path.home() / ".cache" / "jittor", jittor_home() / ".cache" / "jittor"):
-        existing = folder
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return folder
+        if not os.access(folder, os.W_OK | os.X_OK):
             return folder
     return None
 
