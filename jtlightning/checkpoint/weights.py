@@ -1,0 +1,286 @@
+"""Weights into a model, all or nothing, and out of one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jtlightning.checkpoint.container import open_tensors, read_checkpoint, read_tensor
+from jtlightning.checkpoint.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import jittor as jt
+
+Rename = Callable[[str], "str | None"] | Mapping[str, str]
+
+_MODEL = "model/"
+_NETWORK = "model."
+_LISTED = 2
+_SUGGESTED = 10
+
+
+class WeightsError(ValueError):
+    """Weights do not fit a model; nothing was loaded."""
+
+
+@dataclass
+class Misfit:
+    """What keeps weights from fitting a model; each list holds one text per tensor."""
+
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    shape: list[str] = field(default_factory=list)
+    dtype: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unknown or self.shape or self.dtype)
+
+    def describe(self) -> str:
+        """One indented line per kind of misfit."""
+        titles = {
+            "missing in the file": self.missing,
+            "unknown to the model": self.unknown,
+            "different shape": self.shape,
+            "different kind of number": self.dtype,
+        }
+        lines = (f"  {title}: {_enumerate(items)}" for title, items in titles.items() if items)
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: jt.nn.Module,
+    weights: Mapping[str, np.ndarray],
+    *,
+    source: str,
+    rename: Rename | None = None,
+    skip: Sequence[str] = (),
+) -> None:
+    """Set all parameters and buffers of a model, or none.
+
+    The model keeps its `Var` objects, their dtypes and whether they are trained.
+
+    Args:
+        model: A Jittor module.
+        weights: Arrays by name.
+        source: Where they come from, for errors.
+        rename: From names in `weights` to the model's: a function (None drops the tensor), or a
+            mapping of names or leading parts of names (`{"encoder": "backbone.encoder"}`).
+        skip: Names, or leading parts, of what keeps the model's own values: `("decode_head",)`.
+
+    Raises:
+        WeightsError: Something is missing, unknown, of another shape or kind of number.
+        ValueError: `skip` names no part of the model.
+    """
+    targets: dict[str, jt.Var] = dict(model.named_parameters())
+    described = {name: (tuple(var.shape), _numpy_dtype(var)) for name, var in targets.items()}
+    fitting = match_weights(
+        described, weights, source=source, model=type(model).__name__, rename=rename, skip=skip
+    )
+    _assign({name: (targets[name], array) for name, array in fitting.items()})
+
+
+def export_weights(model: jt.nn.Module) -> dict[str, np.ndarray]:
+    """All parameters and buffers of a model by name, copied; bfloat16 becomes float32."""
+    exported = {}
+    for name, var in model.named_parameters():
+        value = var.float32() if str(var.dtype) == "bfloat16" else var
+        exported[name] = np.array(value.numpy())
+    return exported
+
+
+def read_weights(
+    path: Path | str, *, weights: Literal["raw", "ema"] = "raw"
+) -> dict[str, np.ndarray]:
+    """Read a network's weights from a file and verify them.
+
+    Of a `.ckpt` of a task that holds its network as `model`, these are the network's, without
+    that `model.`; of another task, all of it. bfloat16 becomes float32.
+
+    Args:
+        path: A `.ckpt` of this trainer, or a `.safetensors` file of any origin.
+        weights: `raw` as they are trained, or `ema`: the average of the EMA callback where it has
+            one, and raw elsewhere.
+
+    Raises:
+        CheckpointError: Missing or damaged, of another format, or without an average.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix != ".ckpt":
+        raise CheckpointError(
+            path,
+            f"has the suffix {path.suffix!r}, which is not known",
+            "give a .ckpt or a .safetensors file",
+        )
+    checkpoint = read_checkpoint(path)
+    found = _below(_MODEL, checkpoint.tensors)
+    if weights == "ema":
+        average = _below("callback/EMA/average/", checkpoint.tensors)
+        if not average:
+            raise CheckpointError(path, "has no averaged weights", "ask for the raw weights")
+        found.update(average)
+    for name in checkpoint.metadata.get("bfloat16", ()):
+        if (name := name.removeprefix(_MODEL)) in found:
+            found[name] = _widen(found[name])
+    return _below(_NETWORK, found) or found
+
+
+def match_weights(
+    targets: Mapping[str, tuple[tuple[int, ...], str]],
+    weights: Mapping[str, np.ndarray],
+    *,
+    source: str,
+    model: str,
+    rename: Rename | None = None,
+    skip: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+    """The arrays for a model's tensors, by the model's names, in the model's dtypes.
+
+    Args:
+        targets: Shape and dtype of each of the model's tensors.
+        weights: Arrays by name.
+        source: Where they come from, for errors.
+        model: The model's class, for errors.
+        rename: As in `load_weights`.
+        skip: As in `load_weights`.
+
+    Raises:
+        WeightsError: They do not fit.
+        ValueError: `skip` names no part of the model.
+    """
+    for part in skip:
+        if not any(_is_part(name, part) for name in targets):
+            near = _nearest(part, {name[: len(part)] for name in targets})
+            raise ValueError(f"skip names {part!r}, but {model} has no such part{near}")
+    renamed = _rename(weights, rename, source)
+    skipped = {n for n in {*targets, *renamed} if any(_is_part(n, part) for part in skip)}
+    wanted = {name: target for name, target in targets.items() if name not in skipped}
+    given = {name: array for name, array in renamed.items() if name not in skipped}
+    misfit = _compare(wanted, given)
+    if misfit:
+        raise WeightsError(
+            f"{source} does not fit {model}; nothing was loaded\n{misfit.describe()}\n"
+            "To keep the model's own values for a part, name it in `skip`."
+        )
+    return {name: given[name].astype(dtype, copy=False) for name, (_, dtype) in wanted.items()}
+
+
+def _compare(
+    wanted: Mapping[str, tuple[tuple[int, ...], str]], given: Mapping[str, np.ndarray]
+) -> Misfit:
+    missing = [name for name in wanted if name not in given]
+    misfit = Misfit(missing=missing)
+    # Suggesting takes time per pair: for the first few, which are all that a message shows.
+    for name in given:
+        if name not in wanted:
+            near = _nearest(name, missing) if len(misfit.unknown) < _SUGGESTED else ""
+            misfit.unknown.append(name + near)
+            continue
+        shape, dtype = wanted[name]
+        array = given[name]
+        if array.shape != shape:
+            misfit.shape.append(f"{name} (file {array.shape}, model {shape})")
+        elif not _convertible(array, np.dtype(dtype)):
+            misfit.dtype.append(f"{name} (file {array.dtype}, model {dtype})")
+    return misfit
+
+
+def _convertible(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether the values keep their meaning: floats become floats, integers ones that fit."""
+    if array.dtype == dtype or (array.dtype.kind == dtype.kind == "f"):
+        return True
+    if array.dtype.kind not in "iu" or dtype.kind not in "iu":
+        return False
+    limits = np.iinfo(dtype)
+    return array.size == 0 or (int(array.min()) >= limits.min and int(array.max()) <= limits.max)
+
+
+def _rename(
+    weights: Mapping[str, np.ndarray], rename: Rename | None, source: str
+) -> dict[str, np.ndarray]:
+    renamed: dict[str, np.ndarray] = {}
+    origin: dict[str, str] = {}
+    for name, array in weights.items():
+        new = _new_name(name, rename)
+        if new is None:
+            continue
+        if new in renamed:
+            raise WeightsError(
+                f"{source}: {origin[new]!r} and {name!r} are both renamed to {new!r}; "
+                "nothing was loaded"
+            )
+        renamed[new], origin[new] = array, name
+    return renamed
+
+
+def _new_name(name: str, rename: Rename | None) -> str | None:
+    if rename is None:
+        return name
+    if not isinstance(rename, Mapping):
+        return rename(name)
+    parts = [part for part in rename if _is_part(name, part)]
+    if not parts:
+        return name
+    longest = max(parts, key=len)
+    return (rename[longest] + name[len(longest) :]).removeprefix(".")
+
+
+def _is_part(name: str, part: str) -> bool:
+    return name == part or name.startswith(part.removesuffix(".") + ".")
+
+
+def _nearest(name: str, others: Sequence[str] | set[str]) -> str:
+    near = difflib.get_close_matches(name, list(others), n=1, cutoff=0.8)
+    return f" (nearest: {near[0]})" if near else ""
+
+
+def _enumerate(items: list[str]) -> str:
+    rest = len(items) - _LISTED
+    # "and 1 more" would take the room of the one it hides.
+    if rest <= 1:
+        return ", ".join(items)
+    return f"{', '.join(items[:_LISTED])} and {rest} more"
+
+
+def _assign(pairs: Mapping[str, tuple[jt.Var, np.ndarray]]) -> None:
+    import jittor as jt  # here, so that reading and comparing weights needs no Jittor
+
+    for var, array in pairs.values():
+        trained = bool(var.requires_grad)
+        value = jt.array(array, dtype=str(array.dtype))  # else it narrows float64 and int64
+        var.update(value.bfloat16() if var.dtype == "bfloat16" else value)
+        if bool(var.requires_grad) != trained:
+            var.requires_grad = trained
+
+
+def _numpy_dtype(var: jt.Var) -> str:
+    dtype = str(var.dtype)
+    return "float32" if dtype == "bfloat16" else dtype  # NumPy has none; it is narrowed at the end
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    found = {}
+    with open_tensors(path, sealed=False) as (file, header):
+        for entry in header.entries:
+            array = read_tensor(file, entry, path)
+            found[entry.name] = _widen(array) if entry.dtype == "BF16" else array
+    return found
+
+
+def _below(prefix: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _widen(bits: np.ndarray) -> np.ndarray:
+    """Bits of bfloat16 as float32: the upper half of its bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
