@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import cv2
 import numpy as np
@@ -55,8 +55,18 @@ def read_classes(path: Path) -> npt.NDArray[np.uint8]:
     return label
 
 
+def read_png_size(path: Path) -> tuple[int, int]:
+    """Height and width of a PNG file, from its first bytes."""
+    with _opened(path) as stream:
+        header = stream.read(24)
+    if len(header) < 24 or not header.startswith(_PNG_SIGNATURE):
+        raise DataError(f"{path}: the file is no PNG file; copy or create the file again")
+    return int.from_bytes(header[20:24], "big"), int.from_bytes(header[16:20], "big")
+
+
 def _decode(path: Path, flags: int) -> npt.NDArray[Any]:
-    data = _read_bytes(path)
+    with _opened(path) as stream:
+        data = stream.read()
     problem = _damage(data)
     if problem is None:
         try:
@@ -69,9 +79,9 @@ def _decode(path: Path, flags: int) -> npt.NDArray[Any]:
     raise DataError(f"{path}: {problem} ({len(data)} bytes); copy or create the file again")
 
 
-def _read_bytes(path: Path) -> bytes:
+def _opened(path: Path) -> BinaryIO:
     try:
-        return path.read_bytes()
+        return path.open("rb")
     except FileNotFoundError as error:
         raise DataError(f"{path}: the file is missing; restore it or check the split") from error
     except OSError as error:

@@ -8,7 +8,13 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from segtasks.data.images import ChannelOrder, read_classes, read_colour, read_grey
+from segtasks.data.images import (
+    ChannelOrder,
+    read_classes,
+    read_colour,
+    read_grey,
+    read_png_size,
+)
 from segtasks.data.samples import IGNORE_INDEX, DataError, SegmentationSample
 from segtasks.data.splits import check_root, find_pictures, read_stems
 
@@ -124,6 +130,10 @@ class RGBDDataset:
             worst = int(raw[(label >= self.num_classes) & (label != IGNORE_INDEX)].max())
             raise DataError(self._wrong_label(path, worst))
         return label
+
+    def label_size(self, index: int) -> tuple[int, int]:
+        """Height and width of a sample, from the header of its label alone."""
+        return read_png_size(self.root / self._labels[index])
 
     def _wrong_label(self, path: Path, raw: int) -> str:
         if not self.label_shift:
