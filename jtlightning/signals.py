@@ -1,0 +1,57 @@
+"""Signals: taken back from Jittor, and turned into a stop at the next step boundary.
+
+Importing Jittor replaces the C handlers of SIGINT (quits without finally blocks) and SIGCHLD
+(quits when any child dies of a signal).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+def reclaim() -> None:
+    """Give SIGINT and SIGCHLD back to Python; harmless to repeat, does nothing in a thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Python still believes that its own handler is installed, so set it again to reach C.
+    handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, handler if callable(handler) else signal.default_int_handler)
+
+
+class StopSignals:
+    """While entered, the first SIGINT or SIGTERM only sets `received`; a second SIGINT kills.
+
+    Outside the main thread signals cannot be handled, and nothing is changed.
+    """
+
+    WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        reclaim()
+        if threading.current_thread() is threading.main_thread():
+            for number in self.WATCHED:
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        # The system's default acts even while Jittor's C++ code holds the interpreter.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()

@@ -1,0 +1,84 @@
+"""Validation, test and prediction: one pass over a loader without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import jittor as jt
+
+from jtlightning.accelerator import to_device
+from jtlightning.seed import reseed
+
+if TYPE_CHECKING:
+    from jtlightning.task import Task
+    from jtlightning.trainer.loaders import BatchSource
+    from jtlightning.trainer.trainer import Trainer
+
+#: Batches between two fetches of logged values, so that held values stay bounded.
+FETCH_EVERY = 50
+
+
+@contextmanager
+def evaluation_mode(task: Task) -> Iterator[None]:
+    """Put every module in evaluation mode, and each back into the mode that it was in.
+
+    Jittor's own `eval()` and `train()` also change gradient flags and unfreeze layers that were
+    frozen in between; here nothing but the mode is touched.
+    """
+    modes = [(module, module.is_training()) for module in task.modules()]
+    for module, _ in modes:
+        module.is_train = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.is_train = mode
+
+
+def enter_training_mode(task: Task) -> None:
+    """Put every module in training mode; Jittor builds its dropout in evaluation mode."""
+    for module in task.modules():
+        module.is_train = True
+
+
+def evaluate(
+    trainer: Trainer, task: Task, source: BatchSource, stage: str, limit: int
+) -> list[Any]:
+    """Run `stage` (validation, test or predict) over at most `limit` batches.
+
+    Returns the outputs of `predict_step`; for the other stages an empty list.
+    """
+    hooks = trainer.hooks
+    step = getattr(task, f"{stage}_step")
+    outputs = []
+    trainer.evaluating = stage
+    hooks.call(f"on_{stage}_start")
+    with evaluation_mode(task), jt.no_grad():
+        hooks.call(f"on_{stage}_epoch_start")
+        batches = source.batches(0, 0, seed=trainer.seed)
+        for index, batch in enumerate(islice(batches, limit)):
+            # The same randomness at every validation, whatever training did before.
+            reseed(trainer.seed, stage, index)
+            trainer.enter_batch(batch)
+            batch = to_device(batch)
+            hooks.call(f"on_{stage}_batch_start", batch, index)
+            output = step(batch, index)
+            hooks.call(f"on_{stage}_batch_end", output, batch, index)
+            jt.sync_all()
+            trainer.metrics.detach()
+            if stage == "predict":
+                outputs.append(output)
+            if (index + 1) % FETCH_EVERY == 0:
+                trainer.metrics.fetch()
+        if hasattr(batches, "close"):
+            batches.close()
+        hooks.call(f"on_{stage}_epoch_end")
+        means = trainer.metrics.finish_epoch(stage)
+    trainer.evaluating = None
+    trainer.log_metrics(means)
+    hooks.call(f"on_{stage}_end")
+    trainer.flush_logs()
+    return outputs

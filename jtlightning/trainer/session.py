@@ -1,0 +1,231 @@
+"""One call of an entry point: folder, checkpoint, loaders and loggers, opened and closed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jittor as jt
+
+from jtlightning.checkpoint.container import Checkpoint, read_checkpoint
+from jtlightning.optim import OptimizerDriver
+from jtlightning.run_directory import RunDirectory, find_checkpoint
+from jtlightning.trainer import snapshot
+from jtlightning.trainer.evaluate import enter_training_mode, evaluate
+from jtlightning.trainer.fit import FitLoop
+from jtlightning.trainer.hooks import Hooks
+from jtlightning.trainer.loaders import BatchSource, as_source, count_batches
+
+if TYPE_CHECKING:
+    from jtlightning.data.datamodule import DataModule
+    from jtlightning.state import Stage
+    from jtlightning.task import Task
+    from jtlightning.trainer.trainer import Trainer
+
+#: Stage -> word in the names of its hooks, step and limit.
+WORDS = {"fit": "train", "validate": "validation", "test": "test", "predict": "predict"}
+
+
+class Session:
+    """Sets a stage up, restores a checkpoint, runs, and takes everything down again.
+
+    Args:
+        trainer: Its attributes are what callbacks see; the session fills them.
+        stage: fit, validate, test or predict.
+        task: What is run.
+        loaders: Word of the stage -> loader that was passed, or None.
+        datamodule: Where loaders come from that were not passed.
+        ckpt_path: A path, last, best, auto or None.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        stage: Stage,
+        task: Task,
+        loaders: Mapping[str, Any],
+        datamodule: DataModule | None,
+        ckpt_path: str | Path | None,
+    ) -> None:
+        trainer.reset()
+        trainer.stage, trainer.task, trainer.datamodule = stage, task, datamodule
+        trainer.hooks = Hooks(trainer, task, trainer.callbacks)
+        self.trainer, self.stage, self.task = trainer, stage, task
+        self._loaders, self._datamodule, self._ckpt_path = loaders, datamodule, ckpt_path
+        self._source_file: Path | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._sources: list[BatchSource] = []
+
+    def run(self, body: Callable[[], None]) -> None:
+        """Set up, restore, run `body`, and take down whatever happens."""
+        trainer = self.trainer
+        self.task._trainer = trainer
+        status = "failed"
+        try:
+            self._open_run()
+            if self._datamodule is not None:
+                self._datamodule.prepare_data()
+                self._datamodule.setup(self.stage)
+            trainer.hooks.call("setup", self.stage)
+            self._restore_weights()
+            body()
+            status = "stopped" if trainer.interrupted else "finished"
+        except BaseException as error:
+            trainer.hooks.call("on_exception", error)
+            raise
+        finally:
+            self._take_down(status)
+
+    def fit(self) -> None:
+        """The body of `Trainer.fit`."""
+        trainer = self.trainer
+        train = self._source("train")
+        val = self._source("validation", required=False)
+        assert train is not None
+        self._count(train, val)
+        driver = trainer.driver = self._make_driver()
+        resumed = None
+        if self._checkpoint is not None:
+            snapshot.restore_training(trainer, self._checkpoint, str(self._source_file))
+            resumed = trainer.state.global_step
+            self._checkpoint = None  # its arrays are as large as the model and its moments
+        self._start_loggers(resumed)
+        enter_training_mode(self.task)
+        trainer.start_clock()
+        trainer.hooks.call("on_fit_start")
+        FitLoop(trainer, self.task, driver, train, val).run()
+        trainer.hooks.call("on_fit_end")
+
+    def evaluate(self) -> list[Any]:
+        """The body of the other entry points; returns predictions."""
+        trainer, word = self.trainer, WORDS[self.stage]
+        source = self._source(word)
+        assert source is not None
+        limit = count_batches(trainer.limits[word], len(source), f"limit_{word}_batches")
+        self._start_loggers(trainer.state.global_step)
+        return evaluate(trainer, self.task, source, word, limit)
+
+    def _take_down(self, status: str) -> None:
+        trainer = self.trainer
+        try:
+            trainer.hooks.teardown(self.stage)
+        finally:
+            for logger in trainer.started_loggers:
+                logger.finish(status)
+            for source in self._sources:
+                source.close()
+            if self._datamodule is not None:
+                self._datamodule.teardown(self.stage)
+            if trainer.run is not None:
+                trainer.run.release()
+            self.task._trainer = None
+
+    def _open_run(self) -> None:
+        """Find the checkpoint that is asked for, and the folder that this run writes to."""
+        trainer = self.trainer
+        path = self._source_file = self._resolve()
+        continued = path is not None and str(self._ckpt_path) in ("last", "auto")
+        if not (trainer.loggers or trainer.enable_checkpointing):
+            trainer.run = None
+        elif self.stage != "fit" and trainer.run is not None:
+            trainer.run = RunDirectory.reopen(trainer.run.path)
+        elif self.stage == "fit" and continued:
+            assert path is not None
+            trainer.run = RunDirectory.reopen(path.parent.parent)
+        else:
+            trainer.run = RunDirectory.create(trainer.default_root_dir)
+        if trainer.run is not None:
+            trainer.run.write_environment(sys.argv)
+
+    def _resolve(self) -> Path | None:
+        wanted = self._ckpt_path
+        if wanted is None:
+            return None
+        if str(wanted) not in ("last", "best", "auto"):
+            path = Path(wanted)
+            if not path.is_file():
+                raise ValueError(
+                    f"ckpt_path: there is no file {path}; give a checkpoint, or last, best or auto"
+                )
+            return path
+        which: Literal["last", "best"] = "best" if str(wanted) == "best" else "last"
+        found = find_checkpoint(self.trainer.default_root_dir, which)
+        if found is None and str(wanted) != "auto":
+            raise ValueError(
+                f"ckpt_path is {str(wanted)!r}, but no intact checkpoint lies below "
+                f"{self.trainer.default_root_dir}; give a path, or auto to start from scratch"
+            )
+        return found
+
+    def _restore_weights(self) -> None:
+        """Load the weights, the position, and what callbacks keep, such as averages."""
+        if self._source_file is None:
+            return
+        trainer, source = self.trainer, str(self._source_file)
+        checkpoint = self._checkpoint = read_checkpoint(self._source_file)
+        trainer.hooks.call("on_load_checkpoint", checkpoint)
+        snapshot.restore_weights(self.task, checkpoint, source)
+        snapshot.restore_callbacks(trainer, checkpoint)
+        snapshot.restore_counters(trainer, checkpoint)
+
+    def _source(self, word: str, *, required: bool = True) -> BatchSource | None:
+        """The loader of a stage, given or taken from the data module."""
+        name = "val" if word == "validation" else word
+        loader = self._loaders[word]
+        if loader is None and self._datamodule is not None:
+            loader = getattr(self._datamodule, f"{name}_dataloader")()
+        if loader is None:
+            if required:
+                raise ValueError(
+                    f"Trainer.{self.stage} needs a {name} dataloader or a datamodule that has one"
+                )
+            return None
+        source = as_source(loader, f"the {name} dataloader")
+        self._sources.append(source)
+        return source
+
+    def _count(self, train: BatchSource, val: BatchSource | None) -> None:
+        trainer = self.trainer
+        limit = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
+        batches = count_batches(trainer.limits["train"], len(train), limit)
+        if batches == 0:
+            raise ValueError(
+                f"an epoch has no training batch: the loader has {len(train)} and {limit} is "
+                f"{trainer.limits['train']}; is the batch larger than the data set?"
+            )
+        trainer.num_training_batches = batches
+        if val is not None:
+            trainer.num_val_batches = count_batches(
+                trainer.limits["validation"], len(val), "limit_val_batches"
+            )
+        interval = trainer.val_check_interval
+        if isinstance(interval, float):
+            interval = max(int(batches * interval), 1)
+        if interval > batches:
+            raise ValueError(
+                f"val_check_interval is {interval} batches, but an epoch has only {batches}; no "
+                "validation would ever run"
+            )
+        trainer.val_check_batch = interval
+
+    def _make_driver(self) -> OptimizerDriver:
+        task = self.task
+        made = task.configure_optimizers()
+        optimizer, schedule = made if isinstance(made, tuple) else (made, None)
+        if not isinstance(optimizer, jt.optim.Optimizer):
+            raise ValueError(
+                f"{type(task).__name__}.configure_optimizers must return an optimizer of jt.optim "
+                f"or a pair (optimizer, schedule), got {type(optimizer).__name__}"
+            )
+        names = {id(p): name for name, p in task.named_parameters()}
+        total = self.trainer.estimated_stepping_batches
+        return OptimizerDriver(optimizer, schedule, total, names)
+
+    def _start_loggers(self, resumed_step: int | None) -> None:
+        trainer = self.trainer
+        for logger in trainer.loggers:
+            assert trainer.run is not None
+            logger.start(trainer.run, resumed_step=resumed_step)
+            trainer.started_loggers.append(logger)
