@@ -97,19 +97,17 @@ class Layout:
 
 
 class _Painter:
-    """Draws materials from one palette for the whole room, so that colour names no class."""
+    """Draws materials: quiet ones for the room, strong ones for things of whatever class."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self.generator = generator
-        raw = generator.uniform(0.06, 0.9, (6, 3))
-        grey = raw.mean(axis=1, keepdims=True)
-        self.palette = grey + (raw - grey) * generator.uniform(0.3, 0.8, (6, 1))
-        self.palette = np.clip(self.palette, 0.05, 0.95)
+        raw = generator.uniform(0.03, 0.9, (6, 3))
+        self.palette = _saturate(raw, generator.uniform(0.7, 1.2, (6, 1)))
+        raw = generator.uniform(0.25, 0.8, (3, 3))
+        self.quiet = _saturate(raw, generator.uniform(0.15, 0.5, (3, 1)))
 
-    def _colour(self, unlike: tuple[float, float, float] | None) -> tuple[float, float, float]:
+    def _colour(self, unlike: tuple[float, float, float]) -> tuple[float, float, float]:
         order = self.generator.permutation(len(self.palette))
-        if unlike is None:
-            return _floats(self.palette[order[0]])
         # Paint on a wall of the same colour could not be seen at all.
         distance = np.abs(self.palette[order] - np.array(unlike)).sum(axis=1)
         return _floats(self.palette[order[int(np.argmax(distance > 0.5))]])
@@ -117,11 +115,10 @@ class _Painter:
     def surface(self) -> Material:
         """Return a quiet material for floor, walls or ceiling."""
         pattern = PATTERNS[self.generator.choice(6, p=[0.4, 0.08, 0.1, 0.2, 0.2, 0.02])]
-        colour = self._colour(None)
-        other = np.array(self._colour(colour))
-        second = np.array(colour) + self.generator.uniform(0.12, 0.4) * (other - colour)
+        colour, other = (self.quiet[row] for row in self.generator.permutation(3)[:2])
+        second = colour + self.generator.uniform(0.2, 0.5) * (other - colour)
         scale = float(self.generator.uniform(0.2, 0.6))
-        return Material(colour, _floats(second), pattern, scale)
+        return Material(_floats(colour), _floats(second), pattern, scale)
 
     def thing(self, host: Material) -> Material:
         """Return a material that stands out from `host`, often with a frame."""
@@ -134,16 +131,26 @@ class _Painter:
         return Material(colour, second, pattern, scale, frame, edge)
 
 
+def _saturate(colours: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    grey = colours.mean(axis=1, keepdims=True)
+    return np.clip(grey + (colours - grey) * strength, 0.03, 0.95)
+
+
 def _floats(values: np.ndarray) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
 
-def draw_layout(generator: np.random.Generator) -> Layout:
-    """Draw a room, its furniture and a camera that looks at it from near one wall."""
+def draw_layout(generator: np.random.Generator, looks_up: bool) -> Layout:
+    """Draw a room, its furniture and a camera that looks at it from near one wall.
+
+    Args:
+        generator: the source of every choice.
+        looks_up: whether to hold the camera so that the ceiling is seen as well.
+    """
     width, depth = generator.uniform(3.2, 5.2, 2)
     room = Room((float(width), float(depth), float(generator.uniform(2.3, 3.0))))
-    camera = _draw_camera(room, generator)
+    camera = _draw_camera(room, looks_up, generator)
     painter = _Painter(generator)
     wall, floor, ceiling = painter.surface(), painter.surface(), painter.surface()
     if generator.random() < 0.4:
@@ -162,7 +169,7 @@ def draw_layout(generator: np.random.Generator) -> Layout:
     return Layout(room, surfaces, patches, solids, light, ambient, camera)
 
 
-def _draw_camera(room: Room, generator: np.random.Generator) -> Camera:
+def _draw_camera(room: Room, looks_up: bool, generator: np.random.Generator) -> Camera:
     width, _, height = room.extent
     side = float(generator.uniform(0.15, 0.85))
     position = (
@@ -171,7 +178,7 @@ def _draw_camera(room: Room, generator: np.random.Generator) -> Camera:
         float(generator.uniform(0.35, 0.8) * height),
     )
     yaw = math.radians(generator.uniform(-35, 35)) + 0.9 * (0.5 - side)
-    pitch = math.radians(generator.uniform(-36, 30))
+    pitch = math.radians(generator.uniform(-4, 20) if looks_up else generator.uniform(-36, -4))
     roll = math.radians(generator.uniform(-10, 10))
     half_width = math.tan(math.radians(generator.uniform(31, 39)))
     return Camera(position, yaw, pitch, roll, half_width)
@@ -286,7 +293,7 @@ def _draw_patches(
 def _picture(
     room: Room, face: int, u: float, v: float, generator: np.random.Generator
 ) -> tuple[Decal, float]:
-    half_u, half_v = (float(value) for value in generator.uniform(0.3, 0.65, 2))
+    half_u, half_v = (float(value) for value in generator.uniform(0.35, 0.7, 2))
     round_one = bool(generator.random() < 0.3)
     if round_one:
         half_u = half_v = min(half_u, half_v)
@@ -299,7 +306,7 @@ def _picture(
 def _rug(
     room: Room, face: int, u: float, v: float, generator: np.random.Generator
 ) -> tuple[Decal, float]:
-    half_u, half_v = (float(value) for value in generator.uniform((0.6, 0.4), (1.1, 0.8)))
+    half_u, half_v = (float(value) for value in generator.uniform((0.7, 0.5), (1.3, 0.9)))
     angle = float(generator.uniform(0, math.pi))
     reach = math.hypot(half_u, half_v)
     u = min(max(u, 0.5), room.extent[0] - 0.5)

@@ -102,7 +102,8 @@ def render_scene(seed: int, index: int, size: tuple[int, int]) -> RoomsScene:
 
 def _choose_layout(generator: np.random.Generator) -> Layout:
     """Return the first of a few layouts that shows most classes well, else the best of them."""
-    best, best_score = draw_layout(generator), -1.0
+    looks_up = bool(generator.random() < 0.4)
+    best, best_score = draw_layout(generator, looks_up), -1.0
     layout = best
     for _ in range(_ATTEMPTS):
         classes = _part_classes(layout)[_trace(layout, layout.camera.rays(24, 32)).part]
@@ -113,7 +114,7 @@ def _choose_layout(generator: np.random.Generator) -> Layout:
             best, best_score = layout, score
         if score > _GOOD_VIEW:
             break
-        layout = draw_layout(generator)
+        layout = draw_layout(generator, looks_up)
     return best
 
 

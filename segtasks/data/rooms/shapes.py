@@ -78,9 +78,10 @@ class Room:
 
     def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return distances (P,) and face numbers (P,) int8 of rays that start inside."""
-        inverse = _inverse(direction)
         ends = np.array(self.extent, np.float32)[:, None] * (direction > 0)
-        distances = (ends - origin) * inverse
+        distances = (ends - origin) * _inverse(direction)
+        # A ray along a wall never leaves through it.
+        distances = np.where(np.abs(direction) < _TINY, MISS, distances)
         axis = np.argmin(distances, axis=0)
         distance = np.minimum(np.minimum(distances[0], distances[1]), distances[2])
         forward = np.take_along_axis(direction, axis[None], axis=0)[0] > 0
