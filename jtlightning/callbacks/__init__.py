@@ -1,0 +1,57 @@
+"""Callbacks: what happens beside the loop. Loaded on first use; some of them import Jittor."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jtlightning.callbacks.base import Callback
+    from jtlightning.callbacks.early_stopping import EarlyStopping
+    from jtlightning.callbacks.ema import EMA
+    from jtlightning.callbacks.lr_monitor import LearningRateMonitor
+    from jtlightning.callbacks.memory_guard import MemoryGuard
+    from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
+    from jtlightning.callbacks.nan_guard import NaNGuard
+    from jtlightning.callbacks.progress import RichProgressBar
+    from jtlightning.callbacks.summary import ModelSummary
+    from jtlightning.callbacks.throughput import Throughput
+    from jtlightning.callbacks.timer import Timer
+
+__all__ = [
+    "EMA",
+    "Callback",
+    "EarlyStopping",
+    "LearningRateMonitor",
+    "MemoryGuard",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "NaNGuard",
+    "RichProgressBar",
+    "Throughput",
+    "Timer",
+]
+
+_MODULES = {
+    "Callback": "base",
+    "EMA": "ema",
+    "EarlyStopping": "early_stopping",
+    "LearningRateMonitor": "lr_monitor",
+    "MemoryGuard": "memory_guard",
+    "ModelCheckpoint": "model_checkpoint",
+    "ModelSummary": "summary",
+    "NaNGuard": "nan_guard",
+    "RichProgressBar": "progress",
+    "Throughput": "throughput",
+    "Timer": "timer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,148 @@
+"""A table of what a task is made of, shown before training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jittor as jt
+from jittor import nn
+from rich.console import Console
+from rich.table import Table
+
+from jtlightning.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from jtlightning.task import Task
+    from jtlightning.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+_STATISTICS = ("running_mean", "running_var")
+_MIB = 1024.0 * 1024.0
+
+
+@dataclass
+class SummaryRow:
+    """Numbers of elements below one module, by what becomes of them in training."""
+
+    name: str
+    kind: str
+    trainable: int = 0
+    frozen: int = 0
+    statistics: int = 0
+    mib: float = 0.0
+
+
+class ModelSummary(Callback):
+    """Show modules with their numbers of trainable, frozen and statistics elements, and MiB.
+
+    Trainable is what the optimizer updates; statistics are running means and variances,
+    registered buffers and integers; frozen is the rest. A Var or module that hides from
+    `parameters()`, in a plain list or dict or under a name with a leading underscore, is warned
+    of: it would be neither trained nor saved.
+
+    Args:
+        max_depth: Levels of modules shown; 0 shows only the total.
+    """
+
+    def __init__(self, max_depth: int = 1) -> None:
+        if max_depth < 0:
+            raise ValueError(f"ModelSummary.max_depth must be 0 or more, got {max_depth}")
+        self.max_depth = max_depth
+        self.console = Console()
+
+    def on_fit_start(self, trainer: Trainer, task: Task) -> None:
+        groups = None if trainer.optimizer is None else trainer.optimizer.param_groups
+        trained = None if groups is None else {id(p) for g in groups for p in g["params"]}
+        rows = summarize(task, self.max_depth, trained)
+        console = self.console
+        # A file or pipe has no width: without one, long module names would be cut.
+        console.print(_table(rows), width=None if console.is_terminal else 120)
+        for place in hidden_places(task):
+            _log.warning(
+                "%s is invisible to parameters(): it is neither trained nor saved. Use a public "
+                "attribute, nn.ModuleList or nn.ParameterList",
+                place,
+            )
+
+
+def summarize(
+    module: nn.Module, max_depth: int = 1, trained: set[int] | None = None
+) -> list[SummaryRow]:
+    """One row per module down to `max_depth`, and the total last.
+
+    Args:
+        module: What to describe.
+        max_depth: Levels below `module`.
+        trained: `id` of each Var that an optimizer updates; None: all that take gradients.
+    """
+    total = SummaryRow("total", type(module).__name__)
+    rows = {
+        name: SummaryRow(name, type(child).__name__)
+        for name, child in module.named_modules()
+        if name and name.count(".") < max_depth
+    }
+    for name, value in module.named_parameters():
+        kind = _kind(name, value, trained)
+        parts = name.split(".")
+        ancestors = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+        for row in [total, *(rows[path] for path in ancestors if path in rows)]:
+            setattr(row, kind, getattr(row, kind) + value.numel())
+            row.mib += value.nbytes / _MIB
+    return [*rows.values(), total]
+
+
+def hidden_places(module: nn.Module) -> list[str]:
+    """Attributes with Vars or modules that `parameters()` does not see, as `path: what`."""
+    places = []
+    for path, child in module.named_modules():
+        if isinstance(child, nn.Sequential | nn.ParameterList):
+            continue  # keep their children in a dict, and know about them
+        for name, value in vars(child).items():
+            if isinstance(value, nn.Module):
+                continue  # modules are found whatever their name
+            number = sum(1 for _ in _contents(value))
+            if isinstance(value, jt.Var):
+                number, what = int(name.startswith("_")), "a Var with a leading underscore"
+            else:
+                what = f"{type(value).__name__} with {number} Vars or modules"
+            if number:
+                places.append(f"{path}.{name} ({what})" if path else f"{name} ({what})")
+    return places
+
+
+def _contents(value: Any) -> Iterator[Any]:
+    if isinstance(value, jt.Var | nn.Module):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _contents(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _contents(item)
+
+
+def _kind(name: str, value: jt.Var, trained: set[int] | None) -> str:
+    if value.requires_grad if trained is None else id(value) in trained and value.requires_grad:
+        return "trainable"
+    # Jittor marks nothing but registered buffers, by this attribute.
+    is_buffer = getattr(value, "persistent", None) is not None
+    if is_buffer or name.rsplit(".", 1)[-1] in _STATISTICS or not value.dtype.is_float():
+        return "statistics"
+    return "frozen"
+
+
+def _table(rows: list[SummaryRow]) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("module", overflow="fold")
+    table.add_column("type")
+    for title in ("trainable", "frozen", "statistics", "MiB"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        if row is rows[-1]:
+            table.add_section()
+        counts = (f"{number:,}" for number in (row.trainable, row.frozen, row.statistics))
+        table.add_row(row.name, row.kind, *counts, f"{row.mib:.2f}")
+    return table

@@ -1,0 +1,113 @@
+"""Scalars, pictures and the configuration as TensorBoard event files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from jtlightning.loggers.base import Logger
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jtlightning.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
+
+
+class TensorBoardLogger(Logger):
+    """Write an event file into `tensorboard` in the run's folder, one per process of the run.
+
+    A resumed run makes TensorBoard hide what the former process logged after the checkpoint.
+    Events are written in the calling thread: tensorboardX's own writer thread dies silently on a
+    full disk, and training then waits for its queue for ever.
+
+    Args:
+        flush_s: Seconds after which what has been logged is in the file.
+    """
+
+    def __init__(self, flush_s: float = 10.0) -> None:
+        if flush_s < 0:
+            raise ValueError(f"TensorBoardLogger.flush_s must be 0 or more, got {flush_s}")
+        self.flush_s = flush_s
+        self._writer: Any = None
+        self._flushed_at_s = 0.0
+        self._config: dict[str, Any] = {}
+
+    def start(self, run: RunDirectory, *, resumed_step: int | None) -> None:
+        folder = run.path / "tensorboard"
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+            folder.mkdir(parents=True, exist_ok=True)
+            # The name ends in the number of the process: two may start within one second.
+            suffix = f".{len(list(folder.glob('events.*')))}"
+            self._writer = EventsWriter(str(folder / "events"), suffix)
+            if resumed_step is not None:
+                start = SessionLog(status=SessionLog.START)
+                # TensorBoard drops events of this step and later; those of the resumed step stay.
+                self._write(Event(step=resumed_step + 1, session_log=start))
+        except (ImportError, OSError) as error:
+            self._give_up(error)
+        if self._config:
+            self.log_config(self._config)
+
+    def log_config(self, config: dict[str, Any]) -> None:
+        self._config = config
+        if self._writer is not None:
+            from tensorboardX import summary
+
+            text = json.dumps(config, indent=2, default=str)
+            self._add(summary.text("config", "```json\n" + text + "\n```"), step=0)
+
+    def log_metrics(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
+        if self._writer is None:
+            return
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in {**metrics, "epoch": epoch}.items()
+        ]
+        self._add(Summary(value=values), step)
+
+    def log_image(self, name: str, image: np.ndarray, *, step: int) -> None:
+        if self._writer is not None:
+            from tensorboardX import summary
+
+            self._add(summary.image(name, image, dataformats="HWC"), step)
+
+    def finish(self, status: str) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+        except OSError as error:
+            self._give_up(error)
+        self._writer = None
+
+    def _add(self, content: Any, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        try:
+            self._write(Event(summary=content, step=step))
+        except OSError as error:
+            self._give_up(error)
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = now_s = time.time()
+        self._writer.write_event(event)
+        if now_s - self._flushed_at_s >= self.flush_s:
+            self._flushed_at_s = now_s
+            self._writer.flush()
+
+    def _give_up(self, error: Exception) -> None:
+        _log.warning("TensorBoardLogger stops, training goes on: %s", error)
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+                self._writer.close()
+        self._writer = None
