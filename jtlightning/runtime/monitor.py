@@ -125,12 +125,14 @@ class Line:
         if self.terminal:
             from rich.console import Console  # only now: most runs compile nothing
             from rich.spinner import Spinner
+            from rich.text import Text
 
-            console = Console(file=sys.stderr)
+            console = Console(file=sys.stderr, highlight=False)
             frame = Spinner("dots" if console.encoding.startswith("utf") else "line").render(now)
+            line = Text.assemble(str(frame), " ", text, style="cyan")
             # The cursor stays at the start, where the next output of the training overwrites it.
             sys.stderr.write("\r\x1b[2K")
-            console.print(frame, text, end="\r", style="cyan", no_wrap=True, overflow="ellipsis")
+            console.print(line, end="\r", no_wrap=True, overflow="ellipsis")
         elif now - self.plain_s >= PLAIN_EVERY_S:
             self.plain_s = now
             sys.stderr.write(text + "\n")

@@ -1,0 +1,67 @@
+# make demo: from nothing to a trained network; make test, test-slow, lint: what CI runs.
+# Needs Python 3.10 to 3.12 with its headers and venv, and g++. PYTHON=... picks an interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install install-dev test test-slow lint clean
+
+help:
+	@echo "make demo       train DFormer-Tiny on rendered RGB-D scenes and show what it learnt"
+	@echo "make test       the quick tests        make test-slow  the long ones"
+	@echo "make lint       format, lint, types and import contracts"
+	@echo "make clean      remove .venv and build/ (compiled kernels are in ~/.cache/jittor)"
+
+# $(call timed,NAME,COMMAND): run a command and keep its seconds in build/times/NAME.
+define timed
+	@mkdir -p $(BUILD)/times; began=$$(date +%s); \
+	{ $(2); } || exit 1; \
+	echo $$(( $$(date +%s) - began )) > $(BUILD)/times/$(1)
+endef
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+	{ echo "$(PYTHON) is not Python 3.10 to 3.12; try: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	{ rm -rf $(VENV); echo "no venv module; on Debian: apt-get install python3-venv"; exit 1; }
+
+# What is installed, by the description that it was installed from.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) ..."
+	$(call timed,install,$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .)
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV), with the tools for tests ..."
+	$(call timed,install,$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]')
+	@touch $@ $(VENV)/installed
+
+install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
+
+# The second run finds .venv, the scenes and the kernels, and only trains.
+demo: install
+	@$(BIN)/segtasks doctor > $(BUILD)/doctor.txt || { cat $(BUILD)/doctor.txt; exit 1; }
+	$(call timed,fit,$(BIN)/segtasks fit --config demo.yaml)
+	$(call timed,test,$(BIN)/segtasks test --config demo.yaml --ckpt_path best)
+	@echo "seconds: install $$(cat $(BUILD)/times/install), fit $$(cat $(BUILD)/times/fit)," \
+	"test $$(cat $(BUILD)/times/test) (compiling included)"
+
+test: install-dev
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: install-dev
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) $(BUILD)
