@@ -50,12 +50,14 @@ class HamDecoder(nn.Module):
         nmf_seed: int | None = None,
     ) -> None:
         super().__init__()
-        norm = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
-        self.squeeze = ConvNormAct(sum(in_channels), HAM_WIDTH, **norm)
+        self.squeeze = ConvNormAct(
+            sum(in_channels), HAM_WIDTH, bn_eps=bn_eps, bn_momentum=bn_momentum
+        )
         self.hamburger = Hamburger(HAM_WIDTH, bn_eps, bn_momentum, nmf_seed)
-        self.align = ConvNormAct(HAM_WIDTH, embed_dim, **norm)
+        self.align = ConvNormAct(HAM_WIDTH, embed_dim, bn_eps=bn_eps, bn_momentum=bn_momentum)
         self.dropout = nn.Dropout2d(dropout, is_train=True)
         self.conv_seg = nn.Conv2d(embed_dim, num_classes, 1)
+        self.num_classes = num_classes
         _kaiming_normal(self)
 
     def execute(self, features: Sequence[jt.Var]) -> jt.Var:
@@ -189,6 +191,7 @@ class MLPDecoder(nn.Module):
         )
         self.dropout = nn.Dropout2d(dropout, is_train=True)
         self.linear_pred = nn.Conv2d(embed_dim, num_classes, 1)
+        self.num_classes = num_classes
 
     def execute(self, features: Sequence[jt.Var]) -> jt.Var:
         """Four features at strides 4 to 32 -> logits (B, K, h, w) at stride 4."""

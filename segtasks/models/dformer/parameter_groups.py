@@ -46,22 +46,24 @@ def parameter_groups(
 
 
 def _official(model: DFormerSegmenter) -> tuple[list[jt.Var], list[jt.Var]]:
-    norms: tuple[type, ...] = (BatchNorm2d,)
-    if isinstance(model.backbone, DFormerV2Encoder):
-        norms = (BatchNorm2d, LayerNorm2d)
-    decay, no_decay = [], []
+    with_layer_norms = isinstance(model.backbone, DFormerV2Encoder)
+    decay: list[jt.Var] = []
+    no_decay: list[jt.Var] = []
     for _, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             decay.append(module.weight)
             if module.bias is not None:
                 no_decay.append(module.bias)
-        elif isinstance(module, norms):
+        elif isinstance(module, BatchNorm2d) or (
+            with_layer_norms and isinstance(module, LayerNorm2d)
+        ):
             no_decay += [module.weight, module.bias]
     return decay, no_decay
 
 
 def _all(model: DFormerSegmenter) -> tuple[list[jt.Var], list[jt.Var]]:
-    decay, no_decay = [], []
+    decay: list[jt.Var] = []
+    no_decay: list[jt.Var] = []
     for name, parameter in model.named_parameters():
         if parameter.is_stop_grad():
             continue

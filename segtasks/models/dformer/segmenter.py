@@ -13,13 +13,15 @@ class DFormerSegmenter(nn.Module):
 
     Args:
         backbone: called with image and depth, returns features at strides 4, 8, 16, 32.
-        decode_head: called with the features, returns logits at any stride.
+        decode_head: called with the features, returns logits at any stride; its `num_classes`
+            is the segmenter's.
     """
 
     def __init__(self, backbone: nn.Module, decode_head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.decode_head = decode_head
+        self.num_classes: int = decode_head.num_classes
 
     def execute(self, image: jt.Var, depth: jt.Var) -> jt.Var:
         """Logits of every pixel.

@@ -1,0 +1,140 @@
+"""Reading the golden files that `segtasks audit` accepts, with every check before any work."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VARIANTS = (
+    "DFormer-Tiny",
+    "DFormer-Small",
+    "DFormer-Base",
+    "DFormer-Large",
+    "DFormerv2_S",
+    "DFormerv2_B",
+    "DFormerv2_L",
+)
+DECODERS = ("ham", "MLPDecoder")
+ACCEPTED = (
+    "accepted are .npz files whose `meta` holds a variant of "
+    f"{', '.join(VARIANTS)} with a decoder of {', '.join(DECODERS)}, and either `cases` "
+    "(recorded forward passes) or `losses` (recorded training steps)"
+)
+
+
+class GoldenFileError(ValueError):
+    """A file is not one that the audit accepts, or it is damaged."""
+
+
+@dataclass(frozen=True)
+class GoldenFile:
+    """A recorded run of the official code.
+
+    Attributes:
+        path: where it was read from, for messages.
+        meta: the file's description.
+        arrays: everything else.
+    """
+
+    path: Path
+    meta: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def is_training(self) -> bool:
+        """Whether training steps were recorded, instead of forward passes."""
+        return "losses" in self.meta
+
+    def array(self, key: str) -> np.ndarray:
+        """A recorded array; GoldenFileError if it is missing."""
+        if key not in self.arrays:
+            raise GoldenFileError(f"{self.path}: the array {key!r} is missing; copy the file again")
+        return self.arrays[key]
+
+
+def read_golden_file(path: Path) -> GoldenFile:
+    """Read and check a file.
+
+    Raises:
+        GoldenFileError: the file cannot be read, is damaged, or is of a kind not accepted.
+    """
+    arrays = _read_arrays(path)
+    if "meta" not in arrays:
+        raise GoldenFileError(f"{path}: no `meta` inside; {ACCEPTED}")
+    try:
+        meta = json.loads(arrays.pop("meta").tobytes())
+    except ValueError as error:
+        raise GoldenFileError(f"{path}: `meta` is not JSON ({error}); {ACCEPTED}") from error
+    if not isinstance(meta, dict):
+        raise GoldenFileError(f"{path}: `meta` is a {type(meta).__name__}; {ACCEPTED}")
+    golden = GoldenFile(path, meta, arrays)
+    _check_meta(golden)
+    return golden
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise GoldenFileError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise GoldenFileError(f"{path}: a single array, not an .npz archive; {ACCEPTED}")
+            return {name: archive[name] for name in archive.files}
+    except GoldenFileError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise GoldenFileError(f"{path}: not a readable .npz file ({error}); {ACCEPTED}") from error
+
+
+def _check_meta(golden: GoldenFile) -> None:
+    path, meta = golden.path, golden.meta
+    for key, allowed in (("variant", VARIANTS), ("decoder", DECODERS)):
+        if meta.get(key) not in allowed:
+            raise GoldenFileError(f"{path}: meta[{key!r}] is {meta.get(key)!r}; {ACCEPTED}")
+    if ("losses" in meta) == ("cases" in meta):
+        raise GoldenFileError(f"{path}: meta needs either `cases` or `losses`; {ACCEPTED}")
+    missing = [key for key in _required(golden) if _lookup(meta, key) is None]
+    if missing:
+        raise GoldenFileError(f"{path}: meta lacks {', '.join(missing)}; {ACCEPTED}")
+    for key in _required_arrays(golden):
+        golden.array(key)
+
+
+def _required(golden: GoldenFile) -> Iterator[str]:
+    yield "num_classes"
+    if golden.is_training:
+        yield from ("batch", "height", "width", "steps", "lr", "betas", "eps", "weight_decay")
+        yield from ("losses", "grad_norm", "eval_loss_after", "names", "picked", "bn", "unchanged")
+        return
+    yield from ("manifest", "params", "groups/decay", "groups/no_decay")
+    for case in golden.meta["cases"]:
+        for key in ("batch", "height", "width", "loss", "tensors/logits"):
+            yield f"cases/{case}/{key}"
+
+
+def _required_arrays(golden: GoldenFile) -> Iterator[str]:
+    if golden.is_training:
+        yield "grad_norms"
+        for kind in ("grad", "delta", "delta_f64"):
+            yield from (f"{kind}/{name}" for name in golden.meta["picked"])
+        for kind in ("bn", "bn_f64"):
+            yield from (f"{kind}/{name}" for name in golden.meta["bn"])
+        return
+    for case, description in golden.meta["cases"].items():
+        yield from (f"{case}/{name}" for name in ("argmax", "margin", *description["tensors"]))
+
+
+def _lookup(tree: Any, path: str) -> Any:
+    """The value under a path such as "cases/a/loss"; None where it ends early."""
+    for part in path.split("/"):
+        if not isinstance(tree, dict) or part not in tree:
+            return None
+        tree = tree[part]
+    return tree
