@@ -1,0 +1,194 @@
+"""From a command line to a run: read, check, build the trainer, the data and the task, go."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from jtlightning import runtime
+from jtlightning.checkpoint.container import read_checkpoint
+from jtlightning.cli import failures, helping
+from jtlightning.cli.arguments import Arguments, apply_environment, apply_overrides, parse
+from jtlightning.cli.config import PARTS, Config, ConfigError, ConfigFinder, dump, suggestion
+from jtlightning.cli.links import Link, fill, hold_places
+from jtlightning.cli.program import Program
+from jtlightning.cli.schema import check_keys
+
+_NOT_A_FILE = ("last", "best", "auto")
+
+
+def main(
+    argv: Sequence[str],
+    *,
+    prog: str,
+    task_base: type | None = None,
+    data_base: type | None = None,
+    trainer_class: type | None = None,
+    config_paths: Sequence[Path] = (),
+    links: Sequence[Link] = (),
+    packages: Sequence[str] = ("jtlightning",),
+) -> int:
+    """Run one of fit, validate, test and predict.
+
+    The trainer is made first (it seeds, and chooses the device), then the data, then the task.
+
+    Args:
+        argv: The command and its options.
+        prog: The program's name; in capitals, the prefix of its environment variables.
+        task_base: What a task must be a subclass of; `jtlightning.Task` for None.
+        data_base: Likewise for the data; `jtlightning.DataModule` for None.
+        trainer_class: What `trainer` describes; `jtlightning.Trainer` for None.
+        config_paths: Folders in which `--config` finds files by name.
+        links: Arguments of the task that are taken from the data.
+        packages: Top-level packages whose errors are shown without a traceback.
+
+    Returns:
+        0 when done, 1 after an error, 2 where the command line or the configuration is wrong.
+
+    Raises:
+        SystemExit: With 130 or 143, from the trainer, after a signal.
+        Exception: What the user's own code raised.
+    """
+    command, options = (argv[0], argv[1:]) if argv else ("", ())
+    with_traceback = "--traceback" in options or os.environ.get(f"{prog.upper()}_TRACEBACK") == "1"
+    try:
+        if command not in helping.VERBS:
+            hint = suggestion(command, helping.VERBS) or f"; choose from {', '.join(helping.VERBS)}"
+            raise ConfigError(f"there is no command {command!r}{hint}")
+        # Classes in files of the user's working folder; last, so that none hides a package.
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        arguments = parse(options)
+        finder = ConfigFinder(tuple(config_paths))
+        classes = (trainer_class, task_base, data_base)
+        if arguments.help or arguments.class_help:
+            return _help(arguments, command, _program(prog, *classes), finder)
+        config = _configure(arguments, finder, prog)
+        if trainer_class is None and not arguments.print_config:
+            root = config.get("trainer.default_root_dir") or _experiment(arguments)
+            runtime.capture_chatter(Path(root) / "jittor.log")
+        _log_to_console(packages)
+        return _execute(command, arguments, config, _program(prog, *classes), links)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not failures.is_mistake(error, packages):
+            raise
+        failures.show(error, prog, with_traceback=with_traceback)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _program(
+    prog: str, trainer_class: type | None, task_base: type | None, data_base: type | None
+) -> Program:
+    # Imported here: these bring Jittor, and mistakes in files are found faster without it.
+    return Program(
+        prog,
+        trainer_class or import_module("jtlightning.trainer").Trainer,
+        task_base or import_module("jtlightning.task").Task,
+        data_base or import_module("jtlightning.data.datamodule").DataModule,
+    )
+
+
+def _help(arguments: Arguments, command: str, program: Program, finder: ConfigFinder) -> int:
+    if arguments.class_help is not None:
+        text = helping.class_help(*arguments.class_help)
+    else:
+        text = helping.command_help(program, command, finder.shipped())
+    sys.stdout.write(f"{text.rstrip()}\n")
+    return 0
+
+
+def _configure(arguments: Arguments, finder: ConfigFinder, prog: str) -> Config:
+    """All layers on top of each other."""
+    asked = [text for key, text, _ in arguments.overrides if key == "ckpt_path"]
+    file = asked[-1] if asked else os.environ.get(f"{prog.upper()}_CKPT_PATH")
+    if arguments.configs:
+        config = finder.load(arguments.configs)
+    elif file is not None and file not in _NOT_A_FILE:
+        config = _config_inside(Path(file))
+    else:
+        config = Config()
+    apply_environment(config, os.environ, prog.upper())
+    apply_overrides(config, arguments)
+    for part in PARTS:
+        if not config.values.get(part):
+            shipped = ", ".join(finder.shipped()) or "none"
+            raise ConfigError(
+                f"no {part} is named; give a file with --config (shipped: {shipped}), or a class "
+                f"with --{part} CLASS"
+            )
+    return config
+
+
+def _config_inside(file: Path) -> Config:
+    values = read_checkpoint(file, tensors=False).metadata.get("config")
+    if not values:
+        raise ConfigError(
+            f"{file} holds no configuration, as it was not made by the command line; give the one "
+            "it was trained with by --config FILE"
+        )
+    return Config(copy.deepcopy(values), dict.fromkeys(values, f"inside {file}"))
+
+
+def _experiment(arguments: Arguments) -> str:
+    return f"runs/{Path(arguments.configs[-1]).stem if arguments.configs else 'default'}"
+
+
+def _execute(
+    command: str, arguments: Arguments, config: Config, program: Program, links: Sequence[Link]
+) -> int:
+    check_keys(config, program.trainer_class)
+    complete, still_open = hold_places(config, links)
+    values = program.resolve(complete)
+    if arguments.print_config:
+        for link in still_open:
+            _drop(values, link.target)
+        if config.get("trainer.default_root_dir") is None:
+            _drop(values, "trainer.default_root_dir")  # depends on the name of the file
+        sys.stdout.write(dump(values))
+        return 0
+    if config.get("trainer.default_root_dir") is None and arguments.configs:
+        trainer_section = config.values["trainer"] = config.values.get("trainer") or {}
+        trainer_section["default_root_dir"] = _experiment(arguments)
+    _run(command, config, program, links)
+    return 0
+
+
+def _run(command: str, config: Config, program: Program, links: Sequence[Link]) -> None:
+    from jtlightning.callbacks.config_saver import ConfigSaver
+
+    trainer = program.build(config, "trainer")
+    data = program.build(config, "data")
+    fill(config, links, data)
+    task = program.build(config, "task")
+    values = program.resolve(config)
+    ckpt_path = values.pop("ckpt_path")
+    trainer.callbacks.insert(0, ConfigSaver(values, dump(values)))
+    getattr(trainer, command)(task, datamodule=data, ckpt_path=ckpt_path)
+
+
+def _drop(values: dict[str, object], key: str) -> None:
+    parent, _, name = key.rpartition(".")
+    section = Config(values).get(parent)
+    if isinstance(section, dict):
+        section.pop(name, None)
+
+
+def _log_to_console(packages: Sequence[str]) -> None:
+    """Show what the packages log, once, however often `main` is called."""
+    for package in packages:
+        logger = logging.getLogger(package)
+        if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
+            handler = RichHandler(console=Console(stderr=True), show_path=False)
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)

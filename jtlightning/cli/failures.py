@@ -1,0 +1,50 @@
+"""Which errors are the user's to mend, and how they are shown."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+
+def is_mistake(error: BaseException, packages: Sequence[str]) -> bool:
+    """Whether the message alone says what to do: no traceback is needed.
+
+    So it is for errors whose class one of `packages` defines, for a ValueError that one of them
+    raises itself, and for a file that the system refuses. Anything else is a bug, most likely in
+    the user's own code, and needs its traceback.
+    """
+    if _belongs(type(error).__module__, packages):
+        return True
+    if isinstance(error, OSError):
+        return error.filename is not None
+    return isinstance(error, ValueError) and _belongs(_raised_in(error), packages)
+
+
+def _belongs(module: str, packages: Sequence[str]) -> bool:
+    return module.partition(".")[0] in packages
+
+
+def _raised_in(error: BaseException) -> str:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+
+
+def show(error: BaseException, prog: str, *, with_traceback: bool) -> None:
+    """Print one message to stderr."""
+    if with_traceback:
+        sys.stderr.write("".join(traceback.format_exception(error)))
+        return
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text.assemble((f"{prog}: error: ", "bold red"), _message(error)))
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    # str() of a KeyError puts quotes around the message
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text or type(error).__name__

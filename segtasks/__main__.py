@@ -1,0 +1,113 @@
+"""`segtasks COMMAND`: the trainer's commands, and tools beside them.
+
+The list of commands is answered without importing more than the standard library: a newcomer
+types `segtasks --help` first, and Jittor alone takes seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from segtasks import __version__
+
+PACKAGES = ("jtlightning", "segtasks")
+
+#: Command -> what it does; these read configurations.
+TRAINER_COMMANDS = {
+    "fit": "train a model, from scratch or from a checkpoint",
+    "validate": "measure a model on the validation data",
+    "test": "measure a model on the test data",
+    "predict": "run a model on data without labels",
+}
+
+#: Command -> (module with `main(argv) -> int`, what it does).
+COMMANDS = {
+    "doctor": ("segtasks.commands.doctor", "say whether training can run here, and what to mend"),
+    "audit": ("segtasks.commands.audit", "compare a model with recorded reference outputs"),
+    "data": ("segtasks.commands.data", "render the built-in scenes (rooms), check a data set"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    command, *options = (sys.argv[1:] if argv is None else argv) or [""]
+    if command in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if command == "--version":
+        sys.stdout.write(f"segtasks {__version__}\n")
+        return 0
+    if command in TRAINER_COMMANDS:
+        return _train(command, options)
+    if command in COMMANDS:
+        return _run(COMMANDS[command][0], options)
+    sys.stderr.write(_unknown(command))
+    return 2
+
+
+def config_folders() -> list[Path]:
+    """Where the shipped configurations are: in the wheel, or in a checkout beside the package."""
+    package = Path(__file__).resolve().parent
+    folders = [package / "configs"]
+    if (package.parent / "pyproject.toml").is_file():
+        folders.append(package.parent / "configs")
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _train(command: str, options: list[str]) -> int:
+    from jtlightning.cli import Link
+    from jtlightning.cli import main as run
+
+    return run(
+        [command, *options],
+        prog="segtasks",
+        config_paths=config_folders(),
+        links=[
+            Link("data.num_classes", "task.init_args.model.init_args.num_classes"),
+            Link("data.num_classes", "task.init_args.num_classes"),
+        ],
+        packages=PACKAGES,
+    )
+
+
+def _run(module: str, options: list[str]) -> int:
+    try:
+        return import_module(module).main(options)
+    except Exception as error:
+        from jtlightning.cli import failures
+
+        if not failures.is_mistake(error, PACKAGES):
+            raise
+        shown = os.environ.get("SEGTASKS_TRACEBACK") == "1"
+        failures.show(error, "segtasks", with_traceback=shown)
+        return 1
+
+
+def _help() -> str:
+    tools = {name: text for name, (_, text) in COMMANDS.items()}
+    lines = ["usage: segtasks COMMAND [OPTIONS]", ""]
+    for title, group in (("train and use models", TRAINER_COMMANDS), ("tools", tools)):
+        lines += [f"{title}:", *(f"  {name:<10}{text}" for name, text in group.items()), ""]
+    lines += [
+        "`segtasks COMMAND --help` explains a command; `segtasks --version` prints the version.",
+        "A first run: segtasks fit --config demo.yaml",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _unknown(command: str) -> str:
+    known = [*TRAINER_COMMANDS, *COMMANDS]
+    if not command:
+        return f"segtasks: error: which command? Choose from {', '.join(known)}\n\n{_help()}"
+    near = difflib.get_close_matches(command, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}"
+    return f"segtasks: error: there is no command {command!r}{hint}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

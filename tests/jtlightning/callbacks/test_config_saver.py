@@ -1,0 +1,50 @@
+"""What a run was configured with stays beside its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from jtlightning.callbacks.config_saver import ConfigSaver
+from jtlightning.checkpoint.container import Checkpoint
+
+
+class _Log:
+    def __init__(self) -> None:
+        self.configs: list[Any] = []
+
+    def log_config(self, config: dict[str, Any]) -> None:
+        self.configs.append(config)
+
+
+def _start(folder: Path | None, lr: int) -> list[Any]:
+    log = _Log()
+    run = None if folder is None else SimpleNamespace(path=folder)
+    trainer: Any = SimpleNamespace(run=run, loggers=[log])
+    task: Any = None
+    ConfigSaver({"lr": lr}, f"lr: {lr}\n").on_fit_start(trainer, task)
+    return log.configs
+
+
+def test_changed_configuration_of_a_continued_run_is_numbered(tmp_path: Path) -> None:
+    for lr in (1, 1, 2, 2, 1):
+        _start(tmp_path, lr)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "config.yaml": "lr: 1\n",
+        "config-1.yaml": "lr: 2\n",
+        "config-2.yaml": "lr: 1\n",
+    }
+
+
+def test_loggers_and_checkpoints_get_the_configuration(tmp_path: Path) -> None:
+    assert _start(tmp_path, 1) == [{"lr": 1}]
+    checkpoint = Checkpoint()
+    nothing: Any = None
+    ConfigSaver({"lr": 1}, "lr: 1\n").on_save_checkpoint(nothing, nothing, checkpoint)
+    assert checkpoint.metadata == {"config": {"lr": 1}}
+
+
+def test_run_without_a_folder_writes_nothing(tmp_path: Path) -> None:
+    assert _start(None, 1) == [{"lr": 1}]
+    assert list(tmp_path.iterdir()) == []
