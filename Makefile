@@ -45,11 +45,12 @@ install-dev: $(VENV)/installed-dev
 
 # The second run finds .venv, the scenes and the kernels, and only trains.
 demo: install
+	@mkdir -p $(BUILD)/times && touch $(BUILD)/times/install
 	@$(BIN)/segtasks doctor > $(BUILD)/doctor.txt || { cat $(BUILD)/doctor.txt; exit 1; }
 	$(call timed,fit,$(BIN)/segtasks fit --config demo.yaml)
 	$(call timed,test,$(BIN)/segtasks test --config demo.yaml --ckpt_path best)
-	@echo "seconds: install $$(cat $(BUILD)/times/install), fit $$(cat $(BUILD)/times/fit)," \
-	"test $$(cat $(BUILD)/times/test) (compiling included)"
+	@cd $(BUILD)/times && echo "Seconds, compiling included: fit $$(cat fit), test $$(cat test);" \
+	"the installation took $$(cat install)."
 
 test: install-dev
 	$(BIN)/python -m pytest -m "not slow and not gpu"
