@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from jtlightning.checkpoint.atomic import atomic_file, make_folder, sweep
+from jtlightning.checkpoint.atomic import atomic_file, make_folder, sweep, sync_folder
 from jtlightning.checkpoint.container import read_checkpoint, verify_checkpoint
 from jtlightning.checkpoint.errors import CheckpointError
 from jtlightning.checkpoint.owner import Owner
@@ -69,7 +69,9 @@ class RunDirectory:
         experiment = Path(experiment_dir)
         try:
             make_folder(experiment)
-            return cls(_new_folder(experiment))
+            path = _new_folder(experiment)
+            sync_folder(experiment)
+            return cls(path)
         except OSError as error:
             raise _unwritable(experiment, error) from error
 

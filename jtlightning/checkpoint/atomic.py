@@ -40,7 +40,7 @@ def atomic_file(path: Path) -> Iterator[Write]:
         finally:
             os.close(descriptor)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         _discard(temporary)
         raise CheckpointError(path, *_explain(path, error)) from error
@@ -59,7 +59,7 @@ def link_file(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise CheckpointError(target, *_explain(target, error)) from error
     finally:
@@ -73,7 +73,7 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def sweep(folder: Path, *, all_owners: bool = False) -> None:
@@ -103,7 +103,8 @@ def _write_all(descriptor: int, data: memoryview | bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Let what was created or renamed in a folder survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

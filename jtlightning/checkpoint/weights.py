@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -156,7 +156,7 @@ def match_weights(
     """
     for part in skip:
         if not any(_is_part(name, part) for name in targets):
-            near = _nearest(part, {name[: len(part)] for name in targets})
+            near = _nearest(part, {p for name in targets for p in _parts(name)}, 0.7)
             raise ValueError(f"skip names {part!r}, but {model} has no such part{near}")
     renamed = _rename(weights, rename, source)
     skipped = {n for n in {*targets, *renamed} if any(_is_part(n, part) for part in skip)}
@@ -179,7 +179,7 @@ def _compare(
     # Suggesting takes time per pair: for the first few, which are all that a message shows.
     for name in given:
         if name not in wanted:
-            near = _nearest(name, missing) if len(misfit.unknown) < _SUGGESTED else ""
+            near = _nearest(name, missing, 0.9) if len(misfit.unknown) < _SUGGESTED else ""
             misfit.unknown.append(name + near)
             continue
         shape, dtype = wanted[name]
@@ -235,8 +235,14 @@ def _is_part(name: str, part: str) -> bool:
     return name == part or name.startswith(part.removesuffix(".") + ".")
 
 
-def _nearest(name: str, others: Sequence[str] | set[str]) -> str:
-    near = difflib.get_close_matches(name, list(others), n=1, cutoff=0.8)
+def _parts(name: str) -> list[str]:
+    """All leading parts of a dotted name, itself included."""
+    words = name.split(".")
+    return [".".join(words[: i + 1]) for i in range(len(words))]
+
+
+def _nearest(name: str, others: Iterable[str], cutoff: float) -> str:
+    near = difflib.get_close_matches(name, list(others), n=1, cutoff=cutoff)
     return f" (nearest: {near[0]})" if near else ""
 
 

@@ -167,7 +167,29 @@ class WorkerPool:
 def _start(number: int, recipe: Recipe) -> _Worker:
     ours, theirs = socket_pair()
     try:
-        send(ours, recipe)
+        _hand_over(ours, recipe)
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(
+            target=work, args=(theirs, os.getpid()), name=f"loader worker {number}", daemon=True
+        )
+        with _signals_blocked(), _environment(ENVIRONMENT):
+            process.start()
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return _Worker(number, process, ours)
+
+
+def _hand_over(end: socket.socket, recipe: Recipe) -> None:
+    """Send the recipe, which waits in the socket for the worker to come up.
+
+    Raises:
+        ValueError: Something in it cannot be pickled, named.
+    """
+    try:
+        send(end, recipe)
     except OSError:
         raise
     except Exception as error:
@@ -176,25 +198,21 @@ def _start(number: int, recipe: Recipe) -> _Worker:
             f"{place} cannot be sent to loader workers ({error}): use module-level functions and "
             "classes, open files lazily in __getitem__, or set num_workers=0"
         ) from error
-    # It would unblock the signals that are blocked below.
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Child processes started in the block get no SIGINT and SIGTERM until `work` ignores them.
+
+    Ctrl-C while they import would otherwise print a traceback for each of them.
+    """
+    # Started by the first child otherwise, and it unblocks both signals.
     resource_tracker.ensure_running()
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(
-        target=work,
-        args=(theirs, os.getpid()),
-        name=f"loader worker {number}",
-        daemon=True,
-    )
-    # Blocked signals stay blocked in the child until `work` ignores them: Ctrl-C while it imports
-    # would otherwise print a traceback for each worker.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        with _environment(ENVIRONMENT):
-            process.start()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()
-    return _Worker(number, process, ours)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end(workers: list[_Worker]) -> None:

@@ -1,0 +1,94 @@
+"""Datasets that worker processes can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass
+class Sample:
+    image: np.ndarray
+    name: str
+
+
+@dataclass
+class Batch:
+    image: np.ndarray
+    names: list[str]
+
+
+def collate(samples: list[Sample]) -> Batch:
+    return Batch(np.stack([s.image for s in samples]), [s.name for s in samples])
+
+
+def add_noise(sample: Sample, generator: np.random.Generator) -> Sample:
+    noise = generator.standard_normal(sample.image.shape, dtype=np.float32)
+    return Sample(sample.image + noise, sample.name)
+
+
+class Images:
+    """Sample i is an image full of i; `mischief` maps an index to something that goes wrong."""
+
+    def __init__(self, length: int, mischief: dict[int, str] | None = None, size: int = 4) -> None:
+        self.length = length
+        self.mischief = mischief or {}
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def describe(self, index: int) -> str:
+        return f"folder/{index}.png"
+
+    def __getitem__(self, index: int) -> Sample:
+        kind = self.mischief.get(index)
+        shape = (3, self.size, self.size)
+        if kind == "raise":
+            raise OSError("broken image")
+        if kind == "shape":
+            shape = (3, self.size, self.size + 1)
+        if kind == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "leave":
+            os._exit(3)
+        if kind == "hang":
+            threading.Event().wait()
+        if kind is not None and kind.startswith("/"):  # leave a trace in this folder
+            (Path(kind) / f"{index}").touch()
+        return Sample(np.full(shape, index, np.float32), str(index))
+
+
+class Environment:
+    """A sample tells about the process that loads it."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        import sys
+
+        cv2 = sys.modules.get("cv2")
+        return {
+            "nvcc": os.environ.get("nvcc_path"),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "cv2_threads": cv2.getNumThreads() if cv2 is not None else 1,
+            "jittor": "jittor" in sys.modules,
+            "pid": os.getpid(),
+        }
+
+
+def first(samples: list[object]) -> object:
+    return samples[0]
+
+
+class Slow(Images):
+    def __getitem__(self, index: int) -> Sample:
+        time.sleep(0.05)
+        return super().__getitem__(index)

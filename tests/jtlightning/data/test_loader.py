@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import pytest
+
+from jtlightning.data import workers
+from jtlightning.data.loader import Loader, LoaderError, SampleError
+from jtlightning.data.recipe import epoch_order, sample_generator
+from jtlightning.signals import reclaim
+from tests.jtlightning.data.loader_cases import Environment, Images, add_noise, collate, first
+
+
+@pytest.fixture(autouse=True)
+def _killed_children_are_no_concern_of_jittor():
+    reclaim()
+
+
+@pytest.fixture
+def make() -> Iterator:
+    loaders = []
+
+    def build(dataset, batch_size=3, **options):
+        loaders.append(Loader(dataset, batch_size, **{"collate": collate, **options}))
+        return loaders[-1]
+
+    yield build
+    for loader in loaders:
+        loader.close()
+
+
+def as_bytes(batches) -> list:
+    return [(batch.names, batch.image.tobytes()) for batch in batches]
+
+
+def pids(loader: Loader) -> list[int]:
+    return [worker.process.pid for worker in loader._pool._workers]
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def gone(pid: int, within_s: float) -> bool:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    ready, _, _ = select.select([descriptor], [], [], within_s)
+    os.close(descriptor)
+    return bool(ready)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_batches_do_not_depend_on_workers_or_start(make, num_workers):
+    options = {"transform": add_noise, "shuffle": True}
+    here, there = make(Images(20), **options), make(Images(20), num_workers=num_workers, **options)
+    for epoch in (0, 1):
+        expected = as_bytes(here.batches(epoch, seed=5))
+        assert as_bytes(there.batches(epoch, seed=5)) == expected
+        assert as_bytes(there.batches(epoch, 4, seed=5)) == expected[4:]
+        assert as_bytes(here.batches(epoch, 4, seed=5)) == expected[4:]
+    assert list(there.batches(0, len(there))) == []
+
+
+def test_epochs_and_seeds_differ_in_order_and_randomness(make):
+    loader = make(Images(20), transform=add_noise, shuffle=True)
+    runs = [as_bytes(loader.batches(e, seed=s)) for e, s in ((0, 0), (1, 0), (0, 1))]
+    names = [[name for batch in run for name in batch[0]] for run in runs]
+    assert all(sorted(n, key=int) == [str(i) for i in range(20)] for n in names)
+    assert len({tuple(n) for n in names}) == 3
+    ordered = make(Images(6), transform=add_noise)
+    first_epoch, second_epoch = as_bytes(ordered.batches(0)), as_bytes(ordered.batches(1))
+    assert [b[0] for b in first_epoch] == [["0", "1", "2"], ["3", "4", "5"]]
+    assert first_epoch[0][1] != second_epoch[0][1]
+
+
+def test_order_and_samples_draw_from_separate_streams():
+    order = epoch_order(1, 2, 1000)
+    assert (sample_generator(1, 2, 0).permutation(1000) != order).any()
+    assert (epoch_order(2, 1, 1000) != order).any()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_last_batch_is_smaller_or_dropped(make, num_workers):
+    loader = make(Images(7), num_workers=num_workers)
+    assert [len(b.names) for b in loader.batches(0)] == [3, 3, 1]
+    loader = make(Images(7), num_workers=num_workers, drop_last=True)
+    assert [len(b.names) for b in loader.batches(0)] == [3, 3]
+    assert len(loader) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"batch_size": 0}, "batch_size >= 1"),
+        ({"num_workers": -1}, "num_workers >= 0"),
+        ({"timeout_s": 0}, "timeout_s > 0"),
+        ({"batch_size": 9, "drop_last": True}, "leaves no batch of 9 from 8"),
+        ({"dataset": Images(0)}, "Images is empty"),
+    ],
+)
+def test_impossible_arguments_are_refused(make, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        make(**{"dataset": Images(8), **options})
+
+
+def test_position_outside_the_epoch_is_refused(make):
+    for arguments in ((0, 4), (0, -1), (-1, 0)):
+        with pytest.raises(ValueError, match="0 <= start <= 3"):
+            make(Images(8)).batches(*arguments)
+
+
+def test_start_in_the_middle_loads_nothing_before_it(make, tmp_path):
+    mischief = dict.fromkeys(range(100), str(tmp_path))
+    next(make(Images(100, mischief), shuffle=True).batches(0, 20))
+    loaded = {int(path.name) for path in tmp_path.iterdir()}
+    assert loaded == set(epoch_order(0, 0, 100)[60:63].tolist())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_failing_sample_is_named_with_file_and_original_traceback(make, num_workers):
+    loader = make(Images(20, {10: "raise"}), num_workers=num_workers)
+    started = monotonic()
+    with pytest.raises(SampleError, match=r"sample 10 \(folder/10\.png\) failed") as caught:
+        list(loader.batches(0))
+    assert caught.value.indices == (10,)
+    assert "loader_cases.py" in str(caught.value)
+    assert "OSError: broken image" in caught.value.original
+    assert monotonic() - started < 5
+    assert len(list(loader.batches(1, 4))) == 3  # behind the failing sample all is well
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_samples_that_do_not_collate_are_named(make, num_workers):
+    loader = make(Images(20, {10: "shape"}), num_workers=num_workers)
+    with pytest.raises(SampleError, match=r"samples \[9, 10, 11\] cannot be collated") as caught:
+        list(loader.batches(0))
+    assert caught.value.indices == (9, 10, 11)
+    assert "same shape" in caught.value.original
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("die", "was killed by SIGKILL"), ("leave", "left with 3")]
+)
+def test_dead_worker_is_named_and_replaced_in_the_next_epoch(make, kind, reason):
+    loader = make(Images(20, {10: kind}), num_workers=2)
+    started = monotonic()
+    with pytest.raises(LoaderError, match=rf"loader worker 1 \(pid \d+\) {reason}"):
+        list(loader.batches(0))
+    assert monotonic() - started < 5
+    assert len(list(loader.batches(0, 4))) == 3
+
+
+def test_worker_killed_from_outside_is_noticed(make):
+    loader = make(Images(20), num_workers=2)
+    batches = loader.batches(0)
+    next(batches)
+    os.kill(pids(loader)[1], signal.SIGKILL)
+    started = monotonic()
+    with pytest.raises(LoaderError, match=r"loader worker 1 .* SIGKILL"):
+        list(batches)
+    assert monotonic() - started < 2
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_hung_worker_is_named_after_the_time_out_and_ended(make, stopped):
+    loader = make(Images(20, {} if stopped else {10: "hang"}), num_workers=2, timeout_s=0.3)
+    batches = loader.batches(0)
+    next(batches)
+    ids = pids(loader)
+    if stopped:
+        os.kill(ids[1], signal.SIGSTOP)
+    with pytest.raises(LoaderError, match=r"loader worker 1 .* within 0\.3 s"):
+        list(batches)
+    assert all(gone(pid, 1) for pid in ids)
+
+
+def test_leaving_an_epoch_early_leaks_nothing_and_the_next_is_right(make):
+    loader = make(Images(60, size=400), num_workers=2)  # large enough to be mapped
+    expected = [["0", "1", "2"], ["3", "4", "5"]]
+    files = []
+    for epoch in range(6):
+        batches = loader.batches(epoch)
+        assert [next(batches).names for _ in range(2)] == expected
+        batches.close()
+        if epoch == 0:
+            ids = pids(loader)
+        # Two workers may each have had one batch in hand.
+        next(loader.batches(epoch, len(loader) - 1))
+        files.append(open_files())
+    assert max(files[1:]) <= files[0] + 2
+    assert pids(loader) == ids  # the workers stay
+    loader.close()
+    assert all(gone(pid, 1) for pid in ids)
+
+
+def test_abandoned_work_is_not_done(make, tmp_path):
+    mischief = dict.fromkeys(range(300), str(tmp_path))
+    loader = make(Images(300, mischief, size=150), batch_size=30, num_workers=1, prefetch=8)
+    batches = loader.batches(0)
+    next(batches)
+    batches.close()
+    assert len(list(loader.batches(1, 9))) == 1
+    assert len(list(tmp_path.iterdir())) <= 30 * 4
+
+
+def test_opening_another_epoch_abandons_the_first(make):
+    loader = make(Images(20), num_workers=2)
+    one = loader.batches(0)
+    next(one)
+    two = loader.batches(1)
+    assert next(two).names == ["0", "1", "2"]
+    with pytest.raises(LoaderError, match="another was opened"):
+        next(one)
+    assert next(two).names == ["3", "4", "5"]
+
+
+def test_workers_are_at_most_prefetch_batches_ahead(make, tmp_path):
+    loader = make(
+        Images(60, dict.fromkeys(range(60), str(tmp_path))), num_workers=2, prefetch=2, batch_size=2
+    )
+    batches = loader.batches(0)
+    for _ in range(3):
+        next(batches)
+    loader._pool._await(loader._pool._workers[1], loader._pool._run, 3)  # batch 3 is there
+    assert len(list(tmp_path.iterdir())) <= 2 * (2 + 2 * 2)
+
+
+def test_dropping_the_loader_ends_its_workers():
+    loader = Loader(Images(9), 3, collate=collate, num_workers=1)
+    next(loader.batches(0))
+    ids = pids(loader)
+    del loader
+    assert all(gone(pid, 2) for pid in ids)
+
+
+def test_large_batches_arrive_writable_and_keep_no_file_when_dropped(make):
+    loader = make(Images(12, size=700), num_workers=1)
+    batches = loader.batches(0)
+    batch = next(batches)
+    assert batch.image.nbytes > 2**22
+    batch.image += 1
+    np.testing.assert_array_equal(batch.image[2], np.full((3, 700, 700), 3, np.float32))
+    before = open_files()
+    del batch
+    assert len(list(batches)) == 3
+    assert open_files() < before
+
+
+def test_workers_are_light(make):
+    pytest.importorskip("cv2")
+    os.environ["OMP_NUM_THREADS"] = "7"
+    loader = make(Environment(), batch_size=1, collate=first, num_workers=2)
+    for told in loader.batches(0):
+        assert told.pop("pid") != os.getpid()
+        assert told == {"nvcc": "", "threads": "1", "cv2_threads": 1, "jittor": False}
+    assert os.environ.pop("OMP_NUM_THREADS") == "7"
+
+
+def test_unpicklable_attribute_is_named(make):
+    dataset = Images(9)
+    dataset.mischief[0] = lambda: None
+    loader = make(dataset, num_workers=1)
+    with pytest.raises(ValueError, match=r"dataset\.mischief cannot be sent to loader workers"):
+        list(loader.batches(0))
+    loader = make(Images(9), num_workers=1, transform=lambda sample, generator: sample)
+    with pytest.raises(ValueError, match="transform cannot be sent"):
+        list(loader.batches(0))
+
+
+SCRIPT = """
+import os, sys
+import numpy as np
+from jtlightning.data.loader import Loader
+{top}
+
+class Data:
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return np.full(3, index)
+
+def main():
+    loader = Loader(Data(), 4, collate=np.stack, num_workers=2)
+    batches = loader.batches(0)
+    print(next(batches).tolist(), flush=True)
+    print(*[w.process.pid for w in loader._pool._workers], flush=True)
+    {end}
+
+{guard}main()
+"""
+GUARD = "if __name__ == '__main__': "
+
+
+def start(tmp_path: Path, end: str = "", guard: str = GUARD, top: str = "") -> subprocess.Popen:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(top=top, end=end, guard=guard))
+    # In a group of its own, to which the test can send Ctrl-C.
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(workers.__file__).parents[2])},
+    )
+
+
+def worker_ids(process: subprocess.Popen) -> list[int]:
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("[[0, 0, 0], [1,")
+    return [int(pid) for pid in process.stdout.readline().split()]
+
+
+def test_script_with_its_own_dataset_ends_by_itself(tmp_path):
+    process = start(tmp_path)
+    ids = worker_ids(process)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert all(gone(pid, 1) for pid in ids)
+
+
+def test_script_without_the_main_guard_is_told_so(tmp_path):
+    _, err = start(tmp_path, guard="").communicate(timeout=60)
+    assert 'needs `if __name__ == "__main__":`' in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_when_the_trainer_is_killed(tmp_path, number):
+    process = start(tmp_path, end="sys.stdin.read() or os.read(os.pipe()[0], 1)")
+    ids = worker_ids(process)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert all(gone(pid, 3) for pid in ids)
+
+
+def test_workers_end_though_a_forked_child_survives_the_trainer(tmp_path):
+    end = "os.fork() or os.read(os.pipe()[0], 1); os.read(os.pipe()[0], 1)"
+    process = start(tmp_path, end=end)
+    ids = worker_ids(process)
+    process.kill()
+    process.wait(timeout=20)
+    try:
+        assert all(gone(pid, 3) for pid in ids)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_group_leaves_the_end_to_the_trainer(tmp_path, number):
+    end = "\n    ".join(
+        [
+            "import signal",
+            "signal.signal(signal.SIGTERM, signal.default_int_handler)",
+            "try: print(flush=True); os.read(os.pipe()[0], 1)",
+            "except KeyboardInterrupt: print(len(list(batches)), flush=True)",
+        ]
+    )
+    process = start(tmp_path, end=end)
+    ids = worker_ids(process)
+    assert process.stdout is not None
+    process.stdout.readline()
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "9\n", "")  # the rest of the epoch came
+    assert all(gone(pid, 1) for pid in ids)
