@@ -23,18 +23,21 @@ ArrayMap = Callable[[npt.NDArray[Any]], Any]
 OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
-def _normalised(
-    mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> npt.NDArray[np.float32]:
-    """Normalised values of the 256 grey values, (1, 256, 3): float64, then float32."""
-    grey = np.arange(256, dtype=np.float64)[None, :, None] / 255.0
-    return ((grey - np.array(mean)) / np.array(std)).astype(np.float32)
-
-
 # ImageNet's constants, listed in RGB order, meet BGR pixels position by position: the official
 # weights were trained with that slip, so "fixing" it costs accuracy.
-_IMAGE_VALUES = _normalised((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_DEPTH_VALUES = _normalised((0.48,) * 3, (0.28,) * 3)
+_IMAGE_STATISTICS = np.array([(0.485, 0.456, 0.406), (0.229, 0.224, 0.225)])
+_DEPTH_STATISTICS = np.array([(0.48,) * 3, (0.28,) * 3])
+
+
+def _normalised(statistics: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Normalised values of the 256 grey values, (1, 256, 3): float64, then float32."""
+    grey = np.arange(256, dtype=np.float64)[None, :, None] / 255.0
+    mean, std = statistics
+    return ((grey - mean) / std).astype(np.float32)
+
+
+_IMAGE_VALUES = _normalised(_IMAGE_STATISTICS)
+_DEPTH_VALUES = _normalised(_DEPTH_STATISTICS)
 
 
 def mirror(sample: SegmentationSample) -> SegmentationSample:
@@ -77,6 +80,26 @@ def normalise(sample: SegmentationSample) -> SegmentationSample:
         image=cv2.LUT(sample.image, _IMAGE_VALUES),
         depth=cv2.LUT(sample.depth, _DEPTH_VALUES),
     )
+
+
+def restore_pixels(
+    image: npt.NDArray[np.float32], depth: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Undo `normalise` on one element of a batch, for pictures.
+
+    Args:
+        image: (3, H, W) as in a batch.
+        depth: (3, H, W) as in a batch.
+
+    Returns:
+        Image and depth, (H, W, 3) uint8, in the data set's channel order.
+    """
+    statistics = (_IMAGE_STATISTICS, _DEPTH_STATISTICS)
+    first, second = (
+        np.rint((array.transpose(1, 2, 0) * std + mean) * 255).clip(0, 255).astype(np.uint8)
+        for array, (mean, std) in zip((image, depth), statistics, strict=True)
+    )
+    return first, second
 
 
 def cut_and_pad(

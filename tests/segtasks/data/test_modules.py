@@ -64,6 +64,40 @@ def test_validation_reads_the_test_split_in_order_at_native_size(root):
         assert batch.label[:, 0, 0].tolist() == [2, 255]
 
 
+def test_reading_options_reach_the_files(tmp_path):
+    generator = np.random.default_rng(0)
+    for folder in ("image", "range", "class"):
+        (tmp_path / folder).mkdir()
+    image = generator.integers(0, 256, (4, 5, 3), np.uint8)
+    label = generator.integers(0, 3, (4, 5), np.uint8)
+    cv2.imwrite(str(tmp_path / "image/a.png"), image)
+    cv2.imwrite(str(tmp_path / "range/a.png"), np.full((4, 5), 300, np.uint16))
+    cv2.imwrite(str(tmp_path / "class/a.png"), label)
+    (tmp_path / "val.txt").write_text("image/a.png\n")
+    module = make_module(
+        tmp_path,
+        rgb_folder="image",
+        depth_folder="range",
+        label_folder="class",
+        label_shift=False,
+        depth_max=600,
+        channel_order="rgb",
+        train_split="val.txt",
+        test_split="val.txt",
+        mirror_probability=1.0,
+        batch_size=1,
+        crop_size=(4, 5),
+    )
+    module.setup("fit")
+    (validation,) = module.val_dataloader().batches(0)
+    assert (validation.label[0] == label).all()
+    # 300 of 600 is grey value 127.5, rounded to the even 128.
+    assert np.allclose(validation.depth, (128 / 255 - 0.48) / 0.28)
+    assert np.allclose(validation.image[0, 0], (image[..., 2] / 255 - 0.485) / 0.229)
+    names = [(b.names, b.label) for b in module.train_dataloader().batches(0)]
+    assert (names[0][1][0] == label[:, ::-1]).all()
+
+
 def test_official_epoch_adds_one_batch_of_images_drawn_anew(root):
     module = make_module(root, epoch_length="official")
     module.setup("fit")
@@ -73,6 +107,7 @@ def test_official_epoch_adds_one_batch_of_images_drawn_anew(root):
         names = [name for batch in loader.batches(epoch) for name in batch.names]
         assert len(names) == 8
         assert set(names) == {str(k) for k in range(7)}
+        assert all(batch.image.shape[2:] == (6, 6) for batch in loader.batches(epoch))
         extras |= {name for name in names if names.count(name) == 2}
     assert len(extras) > 3
 
@@ -137,6 +172,13 @@ def test_padding_gives_validation_images_one_size(mixed):
         DataError, match=r"RGB/3\.png.*6x12 is larger than pad_validation \(9, 11\)"
     ):
         make_module(mixed, pad_validation=(9, 11)).setup("fit")
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0", b"GIF89a" + bytes(30)])
+def test_label_without_a_size_is_named_at_setup(mixed, tmp_path, content):
+    (tmp_path / "Label/3.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"Label/3\.png: the file is no PNG"):
+        make_module(mixed, val_batch_size=2).setup("fit")
 
 
 def test_majority_label_is_that_of_the_training_split(root):
@@ -222,6 +264,12 @@ def test_rooms_are_rendered_once_and_give_batches(tmp_path, monkeypatch):
     written = (module.root / "train.txt").stat().st_mtime_ns
     RoomsDataModule(**ROOMS).prepare_data()
     assert (module.root / "train.txt").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("change", [{"scales": [-1.0]}, {"mirror_probability": 2.0}])
+def test_rooms_check_the_settings_of_the_transform(tmp_path, change):
+    with pytest.raises(ValueError, match=r"-1\.0|2\.0"):
+        RoomsDataModule(**ROOMS, **change, cache_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"train": 4}, {"val": 3}, {"size": (64, 72)}])

@@ -21,6 +21,7 @@ from segtasks.data.transforms.segmentation import (
     normalise,
     pad_bottom_right,
     rescale,
+    restore_pixels,
     training_transform,
     validation_transform,
 )
@@ -143,6 +144,14 @@ def test_normalise_computes_in_float64_and_rounds_once():
 def test_normalising_twice_is_refused():
     with pytest.raises(ValueError, match="uint8, got float32"):
         normalise(normalise(make_sample()))
+
+
+def test_restored_pixels_are_those_before_normalising():
+    sample = make_sample()
+    batch = collate([normalise(sample)])
+    image, depth = restore_pixels(batch.image[0], batch.depth[0])
+    assert (image == sample.image).all()
+    assert (depth == sample.depth).all()
 
 
 def test_mirror_moves_image_depth_and_label_together():
