@@ -87,17 +87,21 @@ def write_rooms(
     """
     request = _Request(train, val, size[0], size[1], seed)
     _check(request)
-    out = Path(out)
+    try:
+        return _render_into(Path(out), request, progress)
+    except OSError as error:
+        raise RoomsFolderError(
+            f"cannot write the scenes to {out}: {error.strerror} ({error.filename});"
+            " choose a folder that can be written, with enough space"
+        ) from error
+
+
+def _render_into(out: Path, request: _Request, progress: Progress | None) -> RoomsFolder:
     present = _present(out, request)
     if present is not None:
         return RoomsFolder(out, present, rendered=False)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-unfinished-", dir=out.parent))
-    except OSError as error:
-        raise RoomsFolderError(
-            f"cannot write beside {out}: {error.strerror}; choose a folder that can be written"
-        ) from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-unfinished-", dir=out.parent))
     try:
         shares = _write_splits(work, request, progress)
         work.chmod(0o755)  # mkdtemp keeps its folders to the owner
@@ -159,13 +163,12 @@ def _move(
     try:
         # Takes the place of an empty folder, but never of a filled one.
         work.rename(out)
-    except OSError as error:
+    except OSError:
+        # Another process may have rendered the same meanwhile.
         present = _present(out, request)
         if present is None:
-            raise RoomsFolderError(
-                f"cannot move the finished scenes to {out}: {error.strerror}; choose another folder"
-            ) from error
-        return present  # another process has rendered the same meanwhile
+            raise
+        return present
     return shares
 
 

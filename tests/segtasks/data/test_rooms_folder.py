@@ -109,6 +109,17 @@ def test_a_killed_run_is_not_taken_for_complete(tmp_path: Path) -> None:
     assert seen == [False, False, False]
 
 
+def test_of_two_processes_that_render_the_same_both_are_served(tmp_path: Path) -> None:
+    def overtake(done: int, total: int) -> None:
+        if done == total:
+            write_rooms(tmp_path / "rooms", 1, 1, SIZE)
+
+    folder = write_rooms(tmp_path / "rooms", 1, 1, SIZE, progress=overtake)
+
+    assert (folder.path / "train.txt").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["rooms"]
+
+
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert write_rooms(tmp_path, train=1, val=1, size=SIZE).rendered
     assert (tmp_path / "train.txt").is_file()
@@ -144,7 +155,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(RoomsFolderError, match="is a file"):
         write_rooms(tmp_path / "rooms", 1, 1, SIZE)
-    with pytest.raises(RoomsFolderError, match="cannot write beside"):
+    with pytest.raises(RoomsFolderError, match="cannot write the scenes to .*Not a directory"):
         write_rooms(tmp_path / "rooms" / "below", 1, 1, SIZE)
 
 

@@ -77,6 +77,21 @@ def test_normals_are_unit_and_lead_out_of_the_solid(
     assert outside.mean() > 0.95
 
 
+def test_the_faces_of_a_turned_box_are_square_to_its_axes(rng: np.random.Generator) -> None:
+    origin, directions = rays(rng)
+    distance = BOX.intersect(origin, directions)
+    hit = np.isfinite(distance)
+
+    normal = BOX.surface(origin + distance[hit] * directions[:, hit]).normal
+
+    cos, sin = TURN
+    # Seen from the front, above: of its long sides the near one, of its short ones the left.
+    expected = {(round(sin, 3), round(-cos, 3), 0.0), (round(-cos, 3), round(-sin, 3), 0.0)}
+    expected.add((0.0, 0.0, 1.0))
+    found = {tuple((np.round(row.astype(float), 3) + 0.0).tolist()) for row in normal.T}
+    assert found == expected
+
+
 def test_the_room_is_left_through_the_face_ahead() -> None:
     room = Room((4.0, 5.0, 2.5))
     origin = np.array([[1.0], [1.0], [1.0]], np.float32)
