@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jtlightning.callbacks.base import Callback
+    from jtlightning.callbacks.config_saver import ConfigSaver
     from jtlightning.callbacks.early_stopping import EarlyStopping
     from jtlightning.callbacks.ema import EMA
     from jtlightning.callbacks.lr_monitor import LearningRateMonitor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EMA",
     "Callback",
+    "ConfigSaver",
     "EarlyStopping",
     "LearningRateMonitor",
     "MemoryGuard",
@@ -34,6 +36,7 @@ __all__ = [
 
 _MODULES = {
     "Callback": "base",
+    "ConfigSaver": "config_saver",
     "EMA": "ema",
     "EarlyStopping": "early_stopping",
     "LearningRateMonitor": "lr_monitor",

@@ -80,7 +80,8 @@ class NaNGuard(Callback):
         # Kernels are compiled with fast-math: isfinite and x - x take NaN for a number, a sum
         # of magnitudes does not.
         with jt.no_grad():
-            sums = jt.fetch_sync([p.float32().abs().sum() for _, p in named])
+            wide = [p if p.dtype == "float32" else p.float32() for _, p in named]
+            sums = jt.fetch_sync([p.abs().sum() for p in wide])
         bad = [
             name for (name, _), s in zip(named, sums, strict=True) if not math.isfinite(s.item())
         ]

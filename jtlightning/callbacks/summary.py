@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jittor as jt
 from jittor import nn
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -135,7 +136,7 @@ def _kind(name: str, value: jt.Var, trained: set[int] | None) -> str:
 
 
 def _table(rows: list[SummaryRow]) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("module", overflow="fold")
     table.add_column("type")
     for title in ("trainable", "frozen", "statistics", "MiB"):

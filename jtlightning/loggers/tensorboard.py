@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +41,15 @@ class TensorBoardLogger(Logger):
     def start(self, run: RunDirectory, *, resumed_step: int | None) -> None:
         folder = run.path / "tensorboard"
         try:
-            from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.record_writer import RecordWriter
 
             folder.mkdir(parents=True, exist_ok=True)
-            # The name ends in the number of the process: two may start within one second.
-            suffix = f".{len(list(folder.glob('events.*')))}"
-            self._writer = EventsWriter(str(folder / "events"), suffix)
+            # TensorBoard reads files in the order of their names; two may start within a second.
+            number = len(list(folder.glob("events.*")))
+            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{number}"
+            self._writer = RecordWriter(str(folder / name))
+            self._write(Event(file_version="brain.Event:2"))
             if resumed_step is not None:
                 start = SessionLog(status=SessionLog.START)
                 # TensorBoard drops events of this step and later; those of the resumed step stay.
@@ -100,7 +103,7 @@ class TensorBoardLogger(Logger):
 
     def _write(self, event: Any) -> None:
         event.wall_time = now_s = time.time()
-        self._writer.write_event(event)
+        self._writer.write(event.SerializeToString())
         if now_s - self._flushed_at_s >= self.flush_s:
             self._flushed_at_s = now_s
             self._writer.flush()
