@@ -25,7 +25,7 @@ from segtasks.data.rooms.render import MIN_SIDE, RoomsScene, render_scene
 
 Progress = Callable[[int, int], None]
 # Raised whenever the same arguments give other pictures, so that a cached folder is not reused.
-FORMAT = 1
+FORMAT = 2
 RECORD = "rooms.json"
 # Validation scenes stay the same, and unseen, whatever the number of training scenes.
 VAL_START = 1_000_000
