@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -154,6 +154,8 @@ def _execute(
             _drop(values, link.target)
         if config.get("trainer.default_root_dir") is None:
             _drop(values, "trainer.default_root_dir")  # depends on the name of the file
+        if values["ckpt_path"] is None:
+            del values["ckpt_path"]
         sys.stdout.write(dump(values))
         return 0
     if config.get("trainer.default_root_dir") is None and arguments.configs:
@@ -173,7 +175,15 @@ def _run(command: str, config: Config, program: Program, links: Sequence[Link]) 
     values = program.resolve(config)
     ckpt_path = values.pop("ckpt_path")
     trainer.callbacks.insert(0, ConfigSaver(values, dump(values)))
-    getattr(trainer, command)(task, datamodule=data, ckpt_path=ckpt_path)
+    result = getattr(trainer, command)(task, datamodule=data, ckpt_path=ckpt_path)
+    if command in ("validate", "test"):
+        _print_metrics(result)
+
+
+def _print_metrics(metrics: Mapping[str, float]) -> None:
+    """What was measured, one metric a line, so that other programs can read it too."""
+    width = max(map(len, metrics), default=0)
+    sys.stdout.write("".join(f"{name:<{width}}  {metrics[name]:.6g}\n" for name in metrics))
 
 
 def _drop(values: dict[str, object], key: str) -> None:

@@ -13,15 +13,16 @@ from rich.text import Text
 def is_mistake(error: BaseException, packages: Sequence[str]) -> bool:
     """Whether the message alone says what to do: no traceback is needed.
 
-    So it is for errors whose class one of `packages` defines, for a ValueError that one of them
-    raises itself, and for a file that the system refuses. Anything else is a bug, most likely in
-    the user's own code, and needs its traceback.
+    So it is for errors whose class one of `packages` defines, for a ValueError or a missing
+    method that one of them reports itself, and for a file that the system refuses. Anything else
+    is a bug, most likely in the user's own code, and needs its traceback.
     """
     if _belongs(type(error).__module__, packages):
         return True
     if isinstance(error, OSError):
         return error.filename is not None
-    return isinstance(error, ValueError) and _belongs(_raised_in(error), packages)
+    reported = isinstance(error, (ValueError, NotImplementedError))
+    return reported and _belongs(_raised_in(error), packages)
 
 
 def _belongs(module: str, packages: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ VERBS = {
     "predict": "run a task on data without labels",
 }
 
+_MOST_CLASSES = 20
 _INTRODUCTION = """\
 {verb}
 
@@ -62,4 +63,10 @@ def _options(parser: ArgumentParser) -> str:
     text = parser.format_help()
     _, _, options = text.partition("\n\n")  # the usage line names every option again
     # jsonargparse offers a file per section; here files hold whole configurations
-    return re.sub(r"^ +--\S+ CONFIG\s+Path to a configuration file\.\n", "", options, flags=re.M)
+    options = re.sub(r"^ +--\S+ CONFIG\s+Path to a configuration file\.\n", "", options, flags=re.M)
+    return re.sub(r",\s+known\s+subclasses:[^)]*", _unless_long, options)
+
+
+def _unless_long(classes: re.Match[str]) -> str:
+    """Keep a list of classes that helps; for a model it would be every module there is."""
+    return classes[0] if classes[0].count(",") <= _MOST_CLASSES else ""

@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -166,7 +166,7 @@ def explain(target: Callable[..., Any], arguments: dict[str, Any], key: str, con
             parser.parse_object({name: copy.deepcopy(value)})  # parsing changes it
         except ArgumentError:
             problems.append(_explain_value(target, name, value, f"{key}.{name}", config))
-    parameters = inspect.signature(target).parameters.values()
+    parameters = _parameters(target).values()
     problems += [
         f"{key}.{p.name} is missing; {_name(target)} needs it ({_annotation(p.annotation)})"
         for p in parameters
@@ -188,9 +188,16 @@ def _explain_value(
             problem = explain(inner, child.get("init_args") or {}, f"{path}.init_args", config)
             if problem:
                 return problem
-    parameter = inspect.signature(target).parameters.get(name)
+    parameter = _parameters(target).get(name)
     wanted = _annotation(parameter.annotation) if parameter is not None else "another type"
     return f"{key} is {_short(value)} ({config.where(key)}), but {_name(target)} takes {wanted}"
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target, eval_str=True).parameters
+    except NameError:  # a type that is imported under TYPE_CHECKING only
+        return inspect.signature(target).parameters
 
 
 def _short(value: Any) -> str:
@@ -208,4 +215,6 @@ def _annotation(annotation: Any) -> str:
         return "any value"
     if isinstance(annotation, str):
         return annotation
-    return annotation.__name__ if inspect.isclass(annotation) else str(annotation)
+    if inspect.isclass(annotation) and not hasattr(annotation, "__origin__"):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")

@@ -80,6 +80,7 @@ class Trainer:
 
     def test(self, task, datamodule=None, ckpt_path=None):
         self._run("test", task, datamodule, ckpt_path)
+        return {"test/miou": 0.25, "test/accuracy": 1 / 3}
 
 
 class Data: ...

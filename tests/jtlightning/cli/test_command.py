@@ -90,7 +90,9 @@ def test_bases_lie_under_the_file_that_names_them(
 ) -> None:
     shipped = tmp_path / "shipped"
     (shipped / "base").mkdir(parents=True)
-    (shipped / "base" / "long.yaml").write_text("trainer: {max_epochs: 500, max_time: 10:00:00:00}")
+    (shipped / "base" / "long.yaml").write_text(
+        "trainer: {max_epochs: 500, max_time: 10:00:00:00, learning_rate: 1}"
+    )
     (shipped / "base" / "rooms.yaml").write_text((tmp_path / "demo.yaml").read_text())
     (shipped / "rooms_long.yaml").write_text(
         "base: [base/rooms.yaml, base/long.yaml]\ntrainer: {learning_rate: 1e-3}\n"
@@ -192,6 +194,20 @@ def test_damaged_checkpoint_is_an_error_without_traceback(
     assert "Traceback" not in error
 
 
+def test_measured_metrics_are_printed(
+    run: Run, standins: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("test", "--config", "demo.yaml")
+    assert capsys.readouterr().out == "test/miou      0.25\ntest/accuracy  0.333333\n"
+
+
+def test_words_of_yaml_1_1_are_words(run: Run, standins: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("trainer: {max_time: off}\ndata: {init_args: {root: no}}")
+    assert run("fit", "--config=demo.yaml", "--config=more.yaml") == 0
+    assert made(standins).arguments["max_time"] == "off"
+    assert made(standins).datamodule.root == "no"
+
+
 def test_words_for_checkpoints_reach_the_trainer(run: Run, standins: ModuleType) -> None:
     assert run("fit", "--config", "demo.yaml", "--ckpt_path", "auto") == 0
     assert made(standins).ckpt_path == "auto"
@@ -252,3 +268,16 @@ def test_help_of_a_class_lists_its_arguments(run: Run, capsys: pytest.CaptureFix
     assert "Learning rate. (type: float, default: 0.001)" in capsys.readouterr().out
     assert run("fit", "--task.model.help=standins.tiny") == 0
     assert "--task.model.decoder {ham,mlp}" in capsys.readouterr().out
+
+
+def test_help_of_a_class_leaves_out_endless_lists(
+    run: Run, standins: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", "--task.help", "standins.SegTask")
+    assert "known subclasses: standins.Segmenter" in " ".join(capsys.readouterr().out.split())
+    for number in range(30):
+        name = f"Segmenter{number}"
+        setattr(standins, name, type(name, (standins.Segmenter,), {"__module__": "standins"}))
+    run("fit", "--task.help", "standins.SegTask")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Gives the logits. (required, type: <class 'Segmenter'>)" in text
