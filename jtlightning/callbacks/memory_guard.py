@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _CONTAINERS = (dict, list, tuple, set, deque)
 _MIB = 1024.0 * 1024.0
+_SLOPE_STEPS = 100  # over fewer the slope is noise
 
 
 class MemoryGrowthError(RuntimeError):
@@ -110,8 +111,8 @@ class MemoryGuard(Callback):
         }
         if jt.flags.use_cuda:
             values["memory/device_mib"] = jt.get_mem_info().total_cuda_used / _MIB
-        if self._baseline is not None and trainer.global_step > self._baseline[0]:
-            steps = trainer.global_step - self._baseline[0]
+        steps = trainer.global_step - self._baseline[0] if self._baseline is not None else 0
+        if self._baseline is not None and steps >= _SLOPE_STEPS:
             values["memory/host_mib_per_1000_steps"] = (now_mib - self._baseline[2]) / steps * 1000
         return values
 

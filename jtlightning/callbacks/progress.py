@@ -125,6 +125,7 @@ class RichProgressBar(Callback):
 
     def _start_evaluation(self, name: str, trainer: Trainer) -> None:
         self._evaluated = 0
+        self._measure()
         self._recent.clear()  # the time of an evaluation is not a step's
 
     def _advance(self, name: str, total: int | None) -> None:
@@ -178,10 +179,7 @@ class RichProgressBar(Callback):
         total = trainer.estimated_stepping_batches
         endless = total <= 0 or total == sys.maxsize
         parts = [f"step {trainer.global_step}" + ("" if endless else f"/{total}")]
-        if len(self._recent) > 1:
-            (first_s, first), (last_s, last) = self._recent[0], self._recent[-1]
-            if last > first and last_s > first_s:
-                self._rate = (last - first) / (last_s - first_s)
+        self._measure()
         if self._rate is not None:
             slow = self._rate < 1
             parts.append(f"{1 / self._rate:.2f} s/it" if slow else f"{self._rate:.2f} it/s")
@@ -189,6 +187,13 @@ class RichProgressBar(Callback):
                 left_s = max(total - trainer.global_step, 0) / self._rate
                 parts.append(f"ETA {timedelta(seconds=round(left_s))}")
         return "  ".join([*parts, *filter(None, [_values(trainer)])])
+
+    def _measure(self) -> None:
+        """Steps per second over the last steps; without any, what was measured before stays."""
+        if len(self._recent) > 1:
+            (first_s, first), (last_s, last) = self._recent[0], self._recent[-1]
+            if last > first and last_s > first_s:
+                self._rate = (last - first) / (last_s - first_s)
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

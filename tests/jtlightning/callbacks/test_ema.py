@@ -88,13 +88,13 @@ def test_evaluation_sees_the_average_and_training_goes_on_with_the_weights(stage
     np.testing.assert_equal(average(bench.ema), averaged)
 
 
-def test_an_error_in_an_evaluation_gives_the_weights_back() -> None:
+@pytest.mark.parametrize("hook", ["on_exception", "teardown"])
+def test_an_error_in_an_evaluation_gives_the_weights_back(hook: str) -> None:
     bench = Bench(EMA(0.9))
     bench.step()
     raw = bench.weights()
     bench.ema.on_validation_start(bench.trainer, bench.task)
-    bench.ema.on_exception(bench.trainer, bench.task, RuntimeError())
-    bench.ema.teardown(bench.trainer, bench.task, "fit")
+    getattr(bench.ema, hook)(bench.trainer, bench.task, RuntimeError())
     np.testing.assert_equal(bench.weights(), raw)
 
 

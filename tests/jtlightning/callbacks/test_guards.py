@@ -14,7 +14,11 @@ import pytest
 from jittor import nn
 from rich.console import Console
 
-from jtlightning.callbacks.memory_guard import MemoryGrowthError, MemoryGuard
+from jtlightning.callbacks.memory_guard import (
+    MemoryGrowthError,
+    MemoryGuard,
+    largest_holders,
+)
 from jtlightning.callbacks.nan_guard import NaNGuard, NonFiniteError
 from jtlightning.callbacks.summary import ModelSummary, hidden_places, summarize
 from tests.jtlightning.fake_trainer import FakeTrainer
@@ -126,11 +130,24 @@ def test_plain_training_raises_no_alarm_and_logs_memory(
     keeper: tuple[FakeTrainer, Keeper],
 ) -> None:
     trainer, task = keeper
-    train(MemoryGuard(1.05, 1, 5), trainer, task, 100, keep=False)
+    train(MemoryGuard(1.05, 1, 5), trainer, task, 110, keep=False)
     first, last = trainer.logged[10][1], trainer.logged[-1][1]
     assert first["memory/live_vars"] == last["memory/live_vars"]
     assert last["memory/host_mib"] > 10
     assert "memory/host_mib_per_1000_steps" in last
+    assert "memory/host_mib_per_1000_steps" not in first
+
+
+def test_parameters_and_moments_are_not_named_as_holders(
+    keeper: tuple[FakeTrainer, Keeper],
+) -> None:
+    trainer, task = keeper
+    train(MemoryGuard(), trainer, task, 2, keep=False)
+    task.predictions.append(jt.ones(3))
+    names = largest_holders(trainer, task, count=1000)
+    assert "list of 1 Vars (0.0 MiB) in Keeper.predictions" in names
+    assert len(trainer.optimizer.param_groups[0]["params"]) == 6
+    assert "list of 6 Vars" not in names
 
 
 @pytest.mark.parametrize(

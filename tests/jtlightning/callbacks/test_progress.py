@@ -89,6 +89,8 @@ def test_speed_leaves_out_compilation_and_validation(tmp_path: Path, clock: Cloc
     bar.on_validation_start(trainer, None)
     clock.now_s += 500.0
     bar.on_validation_end(trainer, None)
+    bar.on_train_epoch_end(trainer, None)
+    assert "2.00 s/it" in output.getvalue().splitlines()[-1]
     train_epoch(bar, trainer, clock, step_s=2.0)
     assert "2.00 s/it" in output.getvalue().splitlines()[-1]
 

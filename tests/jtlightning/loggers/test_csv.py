@@ -43,6 +43,7 @@ def test_calls_at_one_step_share_a_row(tmp_path: Path) -> None:
     logger = open_logger(tmp_path)
     logger.log_metrics({"a": 1.0, "b": 123456.0}, step=5, epoch=0)
     logger.log_metrics({"b": 2.0}, step=5, epoch=0)
+    assert table(tmp_path) == [{"step": "5", "epoch": "0", "a": "1.0", "b": "2.0"}]
     logger.log_metrics({"c": 3.0}, step=5, epoch=0)
     assert table(tmp_path) == [{"step": "5", "epoch": "0", "a": "1.0", "b": "2.0", "c": "3.0"}]
 
