@@ -6,10 +6,13 @@ Importing Jittor replaces the C handlers of SIGINT (quits without finally blocks
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+import jittor_utils
 
 
 def reclaim() -> None:
@@ -20,6 +23,18 @@ def reclaim() -> None:
     # Python still believes that its own handler is installed, so set it again to reach C.
     handler = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, handler if callable(handler) else signal.default_int_handler)
+
+
+def end_compile_pool() -> None:
+    """End the forked processes that Jittor keeps after compiling its core; it makes new ones.
+
+    A signal for the whole process group, as schedulers send it, would kill them while they hold
+    a lock that Jittor's clean-up waits for, and the process would never end.
+    """
+    if jittor_utils.pool_size:
+        jittor_utils.pool_cleanup()
+        atexit.unregister(jittor_utils.pool_cleanup)
+        jittor_utils.pool_size = 0
 
 
 class StopSignals:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import jittor as jt
 
-from jtlightning.accelerator import to_device
 from jtlightning.seed import reseed
+from jtlightning.trainer.device import to_device
 
 if TYPE_CHECKING:
     from jtlightning.task import Task

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import jittor as jt
 
-from jtlightning.accelerator import to_device
 from jtlightning.optim import clip_gradients
 from jtlightning.seed import reseed
+from jtlightning.trainer.device import to_device
 from jtlightning.trainer.evaluate import evaluate
 
 if TYPE_CHECKING:

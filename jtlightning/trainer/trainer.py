@@ -99,6 +99,7 @@ class Trainer:
     ) -> None:
         arguments.check(locals())
         signals.reclaim()
+        signals.end_compile_pool()
         self.device = select_device(accelerator)
         self.seed = seed
         seed_everything(seed)

@@ -1,0 +1,7 @@
+"""Tasks: models, losses, metrics and inference put together for the trainer."""
+
+from __future__ import annotations
+
+from segtasks.tasks.segmentation import SegmentationTask
+
+__all__ = ["SegmentationTask"]

@@ -1,0 +1,128 @@
+"""What a segmentation test leaves behind: results.json, a table, pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from segtasks.data.samples import IGNORE_INDEX
+from segtasks.data.transforms.segmentation import restore_pixels
+from segtasks.metrics.segmentation import ConfusionMatrix, SegmentationScores
+from segtasks.visualize import prediction_sheet, save_picture
+
+if TYPE_CHECKING:
+    from jtlightning.trainer import Trainer
+    from segtasks.inference import SingleScale
+
+MODEL = "model"
+WITHOUT_DEPTH = "without depth"
+MAJORITY = "majority of position"
+
+
+class SegmentationReport:
+    """Counts the predictions of one test, of the model and of the baselines beside it.
+
+    Args:
+        trainer: Whose data module names the classes and whose run folder is written to.
+        num_classes: K.
+        protocol: Recorded with the numbers.
+        baselines: Count the baselines as well.
+        pictures: Samples to draw.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        num_classes: int,
+        protocol: SingleScale,
+        baselines: bool,
+        pictures: int,
+    ) -> None:
+        self._trainer, self._protocol, self._pictures = trainer, protocol, pictures
+        data: Any = trainer.datamodule
+        names = getattr(data, "class_names", None)
+        self._names = list(names) if names else [f"class {i}" for i in range(num_classes)]
+        self._bgr = getattr(data, "channel_order", "bgr") == "bgr"
+        self._counts = {MODEL: ConfusionMatrix(num_classes, IGNORE_INDEX)}
+        self._majority = None
+        if baselines:
+            self._counts[WITHOUT_DEPTH] = ConfusionMatrix(num_classes, IGNORE_INDEX)
+            if hasattr(data, "majority_label"):
+                self._counts[MAJORITY] = ConfusionMatrix(num_classes, IGNORE_INDEX)
+                self._majority = data.majority_label
+        self._drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, batch: Any, prediction: np.ndarray, without_depth: np.ndarray | None) -> None:
+        """Count a batch (a `SegmentationBatch` of Vars): (B, H, W) predictions and its labels."""
+        label = batch.label.numpy()
+        self._counts[MODEL].update(prediction, label)
+        if without_depth is not None:
+            self._counts[WITHOUT_DEPTH].update(without_depth, label)
+        if self._majority is not None:
+            baseline = np.broadcast_to(self._majority(label.shape[1:]), label.shape)
+            self._counts[MAJORITY].update(baseline, label)
+        for index in range(min(len(label), self._pictures - len(self._drawn))):
+            image, depth = restore_pixels(batch.image[index].numpy(), batch.depth[index].numpy())
+            picture = image[..., ::-1] if self._bgr else image
+            self._drawn.append((picture, depth[..., 0], label[index], prediction[index]))
+
+    def scores(self) -> SegmentationScores:
+        """Scores of the model."""
+        return self._counts[MODEL].scores()
+
+    def publish(self) -> None:
+        """Print the table; write results.json and the pictures into the run folder, if any."""
+        console = Console()
+        scores = {name: counts.scores() for name, counts in self._counts.items()}
+        console.print(_table(self._names, scores))
+        run = self._trainer.run
+        if run is None:
+            return
+        path = run.path / "results.json"
+        path.write_text(json.dumps(self._results(scores), indent=2) + "\n")
+        console.print(f"results: {path}", soft_wrap=True)
+        if self._drawn:
+            images, depths, labels, predictions = zip(*self._drawn, strict=True)
+            sheet = prediction_sheet(images, depths, labels, predictions, self._names)
+            picture = run.pictures / "predictions.png"
+            save_picture(picture, sheet)
+            console.print(f"pictures: {picture}", soft_wrap=True)
+
+    def _results(self, scores: dict[str, SegmentationScores]) -> dict[str, Any]:
+        return {
+            "unit": "0 to 1",
+            "protocol": self._protocol.describe(),
+            "global_step": self._trainer.global_step,
+            "classes": self._names,
+            "scores": {
+                name: {key: np.asarray(value).tolist() for key, value in asdict(one).items()}
+                for name, one in scores.items()
+            },
+        }
+
+
+def _table(names: list[str], scores: dict[str, SegmentationScores]) -> Table:
+    """IoU per class and the means, in per cent, a column for the model and each baseline."""
+    table = Table(title="Test: IoU in per cent")
+    table.add_column("class")
+    for name in scores:
+        table.add_column(name, justify="right")
+    for index, name in enumerate(names):
+        table.add_row(name, *(f"{100 * s.iou[index]:.1f}" for s in scores.values()))
+    table.add_section()
+    for label, key in (
+        ("mIoU", "miou"),
+        ("mean accuracy", "macc"),
+        ("pixel accuracy", "pixel_accuracy"),
+        ("frequency-weighted IoU", "fwiou"),
+    ):
+        table.add_row(label, *(f"{100 * getattr(s, key):.1f}" for s in scores.values()))
+    if WITHOUT_DEPTH in scores:
+        lost = scores[MODEL].miou - scores[WITHOUT_DEPTH].miou
+        table.add_row("mIoU lost without depth", "", f"{100 * lost:.1f}", *[""] * (len(scores) - 2))
+    return table

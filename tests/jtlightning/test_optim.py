@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import jittor as jt
+import numpy as np
+import pytest
+
+from jtlightning.optim import (
+    SGD,
+    AdamW,
+    ConstantSchedule,
+    CosineSchedule,
+    OptimizerDriver,
+    OptimizerStateError,
+    PolySchedule,
+    clip_gradients,
+)
+
+
+def adamw_in_float64(
+    weight: np.ndarray, gradients: list[np.ndarray], lr: float, decay: float
+) -> np.ndarray:
+    """Algorithm 2 of Loshchilov and Hutter, written down independently."""
+    m = v = np.zeros_like(weight)
+    for t, g in enumerate(gradients, start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        weight = weight * (1 - lr * decay) - lr * step
+    return weight
+
+
+def make_driver(weight: jt.Var, schedule: object = None) -> OptimizerDriver:
+    optimizer = AdamW(lr=0.1, weight_decay=0.05).build([{"params": [weight]}])
+    return OptimizerDriver(optimizer, schedule, 10, {id(weight): "w"})  # type: ignore[arg-type]
+
+
+def test_bias_correction_counts_updates_not_backward_calls(rng: np.random.Generator) -> None:
+    start, targets = rng.normal(size=5), rng.normal(size=(6, 5))
+    weight = jt.array(start.astype(np.float32))
+    driver = make_driver(weight)
+    for update in range(3):
+        for micro in range(2):  # accumulated: the gradient of the sum of both
+            target = jt.array(targets[2 * update + micro].astype(np.float32))
+            driver.optimizer.backward((weight * target).sum())
+        driver.set_rates(update)
+        driver.step(update)
+    gradients = [targets[2 * u] + targets[2 * u + 1] for u in range(3)]
+    expected = adamw_in_float64(start, gradients, 0.1, 0.05)
+    np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-5)
+
+
+def test_moments_restored_into_a_new_optimizer_continue_alike(rng: np.random.Generator) -> None:
+    start = rng.normal(size=4).astype(np.float32)
+
+    def steps(driver: OptimizerDriver, weight: jt.Var, numbers: range) -> None:
+        for number in numbers:
+            driver.optimizer.backward((weight * weight * (number + 1)).sum())
+            driver.set_rates(number)
+            driver.step(number)
+            jt.sync_all()
+
+    whole = jt.array(start)
+    steps(make_driver(whole), whole, range(4))
+    first = jt.array(start)
+    driver = make_driver(first)
+    steps(driver, first, range(2))
+    second = jt.array(first.numpy())
+    resumed = make_driver(second)
+    resumed.load_tensors(driver.state_tensors(), "a test")
+    steps(resumed, second, range(2, 4))
+    np.testing.assert_array_equal(whole.numpy(), second.numpy())
+
+
+def test_moments_of_another_optimizer_are_refused() -> None:
+    weight = jt.ones(3)
+    driver = make_driver(weight)
+    tensors = driver.state_tensors()
+    tensors["optimizer/0/m/other"] = tensors.pop("optimizer/0/m/w")
+    with pytest.raises(OptimizerStateError, match=r"missing optimizer/0/m/w; unknown .*other"):
+        driver.load_tensors(tensors, "file.ckpt")
+
+
+def test_rates_are_named_by_group() -> None:
+    weights = [jt.ones(2), jt.ones(2)]
+    groups = [{"name": "decay", "params": weights[:1]}, {"params": weights[1:], "lr": 0.5}]
+    driver = OptimizerDriver(SGD(lr=0.1).build(groups), CosineSchedule(), 10, {})
+    driver.set_rates(5)
+    assert driver.rates() == pytest.approx({"lr/decay": 0.05, "lr/1": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (ConstantSchedule(warmup_steps=2), [0, 0.5, 1, 1, 1]),
+        (PolySchedule(power=1.0), [1, 0.8, 0.6, 0.4, 0.2]),
+        (PolySchedule(power=1.0, warmup_steps=2), [0, 0.5, 0.6, 0.4, 0.2]),
+        # DFormer: the first update at the full rate, then policy(0), policy(1), ...
+        (PolySchedule(power=1.0, warmup_steps=2, written_after_update=True), [1, 0, 0.5, 0.6, 0.4]),
+        (CosineSchedule(), [1, 0.9045085, 0.6545085, 0.3454915, 0.0954915]),
+        (CosineSchedule(warmup_steps=1, floor=0.5), [0, 1, 0.9267767, 0.75, 0.5732233]),
+    ],
+)
+def test_schedules_in_closed_form(schedule: object, expected: list[float]) -> None:
+    factors = [schedule(step, 5) for step in range(5)]  # type: ignore[operator]
+    np.testing.assert_allclose(factors, expected, atol=1e-7)
+
+
+def test_clipping_by_norm_and_by_value(rng: np.random.Generator) -> None:
+    arrays = [rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=7).astype(np.float32)]
+    norm = np.sqrt(sum((a.astype(np.float64) ** 2).sum() for a in arrays))
+    gradients = [jt.array(a) for a in arrays]
+    before = clip_gradients(gradients, 0.5, "norm")
+    assert before is not None
+    assert before.item() == pytest.approx(norm, rel=1e-5)
+    for array, gradient in zip(arrays, gradients, strict=True):
+        np.testing.assert_allclose(gradient.numpy(), array * 0.5 / norm, rtol=1e-5)
+    gradients = [jt.array(a) for a in arrays]
+    assert clip_gradients(gradients, 0.3, "value") is None
+    np.testing.assert_array_equal(gradients[1].numpy(), arrays[1].clip(-0.3, 0.3))

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import jittor as jt
+import numpy as np
+import pytest
+
+from jtlightning.accelerator import select_device
+from jtlightning.seed import position_seed, reseed
+from jtlightning.trainer.device import to_device
+from tests.jtlightning.tiny import PointBatch
+
+
+def test_seeds_depend_on_every_part_of_the_position() -> None:
+    positions = [(0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 1, 3), (0, "validation", 2)]
+    seeds = [position_seed(*position) for position in positions]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert position_seed(0, 1, 2) == 1219604035, "checkpoints of earlier releases rely on it"
+
+
+def test_reseeding_repeats_what_is_drawn() -> None:
+    drawn = []
+    for _ in range(2):
+        reseed(3, 5, 0)
+        drawn.append(jt.rand(4).numpy())
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_arrays_of_a_batch_become_vars_and_the_rest_stays() -> None:
+    batch = to_device({"points": PointBatch(np.ones((2, 3), np.float32), np.array([1, 2])), "n": 5})
+    assert batch["n"] == 5
+    assert batch["points"].x.dtype == "float32"
+    np.testing.assert_array_equal(batch["points"].y.numpy(), [1, 2])
+
+
+def test_integers_that_jittor_would_wrap_are_refused() -> None:
+    with pytest.raises(ValueError, match="1099511627781, which does not fit"):
+        to_device([np.array([2**40 + 5])])
+
+
+def test_cuda_without_cuda_is_a_clear_error() -> None:
+    if jt.has_cuda:
+        pytest.skip("CUDA is there")
+    with pytest.raises(ValueError, match="segtasks doctor"):
+        select_device("cuda")
+    assert select_device("auto") == "cpu"
