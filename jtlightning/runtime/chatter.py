@@ -118,8 +118,8 @@ def compile_seconds() -> float:
 def _start_monitor(log_file: Path, pipe: int, log: int, terminal: int, shared: int) -> None:
     monitor = Path(__file__).with_name("monitor.py")
     command = [sys.executable, str(monitor), str(os.getpid()), str(shared), str(log_file)]
-    # Its own session: Ctrl-C belongs to the training. It forks once more and is nobody's child,
-    # because Jittor ends a process whose child dies by a signal.
+    # Its own session: Ctrl-C and signals to the group belong to the training. It forks once more
+    # and is nobody's child, because Jittor ends a process whose child dies by a signal.
     subprocess.run(
         command, stdin=pipe, stdout=log, stderr=terminal,
         pass_fds=[shared], start_new_session=True, check=True,

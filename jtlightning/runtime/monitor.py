@@ -11,7 +11,6 @@ import mmap
 import os
 import re
 import select
-import signal
 import struct
 import sys
 import time
@@ -35,8 +34,6 @@ def main(argv: list[str]) -> None:
         pidfd = -1
     if os.fork():
         os._exit(0)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
     shared = mmap.mmap(shared_fd, 24)
     line = Line(shared)
     log = Log()
