@@ -235,6 +235,9 @@ def _check_stage(
         note = f"shape {list(array.shape)}, recorded {recorded['shape']}"
         return Check(name, float("inf"), float("inf"), limit, note)
     mean, std, ours = summary(array, len(samples))
+    if ours.shape != samples.shape:
+        note = f"{ours.size} samples, recorded {samples.size}"
+        return Check(name, float("inf"), float("inf"), limit, note)
     errors = (abs(mean - recorded["mean"]), abs(std - recorded["std"]), _distance(ours, samples))
     note = " / ".join(f"{error:.1e}" for error in errors)
     error = float(np.max(errors))

@@ -13,7 +13,7 @@ import jittor as jt
 import numpy as np
 
 from segtasks.commands.audit_dformer import Check, build, exact, golden_batch, relative
-from segtasks.commands.golden_file import GoldenFile
+from segtasks.commands.golden_file import GoldenFile, GoldenFileError
 from segtasks.golden import summary
 from segtasks.losses.segmentation import cross_entropy
 from segtasks.models.dformer import DFormerSegmenter, parameter_groups
@@ -30,6 +30,10 @@ def audit_training(golden: GoldenFile, tolerance: float) -> Iterator[Check]:
     model = build(golden)
     model.train()
     tensors = dict(model.named_parameters())
+    for key in ("names", "picked", "bn", "unchanged"):
+        unknown = sorted(set(meta[key]) - set(tensors))
+        if unknown:
+            raise GoldenFileError(f"{golden.path}: meta[{key!r}]: {unknown[0]} is unknown")
     before = {name: tensor.numpy() for name, tensor in tensors.items()}
     groups = parameter_groups(model, "official", meta["weight_decay"])
     optimised = {id(parameter) for group in groups for parameter in group["params"]}

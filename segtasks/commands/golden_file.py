@@ -27,6 +27,16 @@ ACCEPTED = (
     f"{', '.join(VARIANTS)} with a decoder of {', '.join(DECODERS)}, and either `cases` "
     "(recorded forward passes) or `losses` (recorded training steps)"
 )
+#: What NumPy and zipfile raise for files that are damaged or of another kind.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class GoldenFileError(ValueError):
@@ -83,13 +93,15 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise GoldenFileError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        # Opened here: NumPy leaves the file of a damaged archive open.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise GoldenFileError(f"{path}: a single array, not an .npz archive; {ACCEPTED}")
             return {name: archive[name] for name in archive.files}
     except GoldenFileError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise GoldenFileError(f"{path}: not a readable .npz file ({error}); {ACCEPTED}") from error
 
 
@@ -100,23 +112,55 @@ def _check_meta(golden: GoldenFile) -> None:
             raise GoldenFileError(f"{path}: meta[{key!r}] is {meta.get(key)!r}; {ACCEPTED}")
     if ("losses" in meta) == ("cases" in meta):
         raise GoldenFileError(f"{path}: meta needs either `cases` or `losses`; {ACCEPTED}")
-    missing = [key for key in _required(golden) if _lookup(meta, key) is None]
-    if missing:
-        raise GoldenFileError(f"{path}: meta lacks {', '.join(missing)}; {ACCEPTED}")
+    if not golden.is_training and not (isinstance(meta["cases"], dict) and meta["cases"]):
+        raise GoldenFileError(f"{path}: meta['cases'] holds no case; {ACCEPTED}")
+    for key, kind in _required(golden):
+        value = _lookup(meta, key)
+        if value is None:
+            raise GoldenFileError(f"{path}: meta lacks {key}; {ACCEPTED}")
+        if not isinstance(value, kind) or (kind is int and value < 1):
+            raise GoldenFileError(f"{path}: meta {key} is {value!r}; {ACCEPTED}")
     for key in _required_arrays(golden):
         golden.array(key)
-
-
-def _required(golden: GoldenFile) -> Iterator[str]:
-    yield "num_classes"
     if golden.is_training:
-        yield from ("batch", "height", "width", "steps", "lr", "betas", "eps", "weight_decay")
-        yield from ("losses", "grad_norm", "eval_loss_after", "names", "picked", "bn", "unchanged")
+        _check_lengths(golden)
+
+
+def _check_lengths(golden: GoldenFile) -> None:
+    meta = golden.meta
+    counts = {
+        "losses": (len(meta["losses"]), meta["steps"]),
+        "grad_norm": (len(meta["grad_norm"]), meta["steps"]),
+        "grad_norms": (len(golden.array("grad_norms")), len(meta["names"])),
+    }
+    for key, (count, expected) in counts.items():
+        if count != expected:
+            raise GoldenFileError(f"{golden.path}: {key} has {count} values instead of {expected}")
+
+
+def _required(golden: GoldenFile) -> Iterator[tuple[str, Any]]:
+    """Paths into the description, and the type of what they lead to."""
+    number = (int, float)
+    yield "num_classes", int
+    if "decoder_embed_dim" in golden.meta:
+        yield "decoder_embed_dim", int
+    if golden.is_training:
+        yield from ((key, int) for key in ("batch", "height", "width", "steps"))
+        yield from ((key, number) for key in ("lr", "eps", "weight_decay", "eval_loss_after"))
+        for key in ("betas", "losses", "grad_norm", "names", "picked", "bn", "unchanged"):
+            yield key, list
         return
-    yield from ("manifest", "params", "groups/decay", "groups/no_decay")
-    for case in golden.meta["cases"]:
-        for key in ("batch", "height", "width", "loss", "tensors/logits"):
-            yield f"cases/{case}/{key}"
+    yield from (("manifest", list), ("params", int))
+    yield from (("groups/decay", list), ("groups/no_decay", list))
+    for case, description in golden.meta["cases"].items():
+        yield from ((f"cases/{case}/{key}", int) for key in ("batch", "height", "width"))
+        yield f"cases/{case}/loss", number
+        yield f"cases/{case}/tensors/logits", dict
+        for name in _lookup(description, "tensors") or ():
+            # Names of stages hold no slash, so they are one part of a path.
+            yield f"cases/{case}/tensors/{name}/shape", list
+            for key in ("mean", "std", "max_abs_diff_f64"):
+                yield f"cases/{case}/tensors/{name}/{key}", number
 
 
 def _required_arrays(golden: GoldenFile) -> Iterator[str]:
