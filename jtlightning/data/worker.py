@@ -22,9 +22,11 @@ from jtlightning.data.channel import receive, send
 from jtlightning.data.recipe import LoaderError, Recipe, SampleError
 
 # What the process must find in its environment before it imports anything: a script that imports
-# Jittor at its top is imported again in here, and must take no GPU and start no threads.
+# Jittor at its top is imported again in here, and must take no GPU, start no threads, and fork no
+# compilers, which would outlive us.
 ENVIRONMENT = {
     "nvcc_path": "",
+    "DISABLE_MULTIPROCESSING": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

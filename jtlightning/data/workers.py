@@ -30,11 +30,15 @@ _FAREWELL_S = 1.0
 
 @dataclass
 class _Worker:
-    """The parent's view of a worker."""
+    """The parent's view of a worker.
+
+    `life` is readable once the process is gone. Its `sentinel` is not, as long as it has children.
+    """
 
     number: int
     process: SpawnProcess
     end: socket.socket
+    life: int
     started: bool = False
 
     def __str__(self) -> str:
@@ -127,13 +131,13 @@ class WorkerPool:
 
     def _wait(self, worker: _Worker, deadline: float) -> bool:
         """Whether an answer of `worker` came before the deadline; any death is an error."""
-        sentinels = {other.process.sentinel: other for other in self._workers}
-        ready = wait([worker.end, *sentinels], max(0.0, deadline - time.monotonic()))
+        lives = {other.life: other for other in self._workers}
+        ready = wait([worker.end, *lives], max(0.0, deadline - time.monotonic()))
         if worker.end in ready:
             return True
         for item in ready:
             if isinstance(item, int):
-                raise self._died(sentinels[item])
+                raise self._died(lives[item])
         return False
 
     def _receive(self, worker: _Worker) -> Answer:
@@ -179,7 +183,7 @@ def _start(number: int, recipe: Recipe) -> _Worker:
         raise
     finally:
         theirs.close()
-    return _Worker(number, process, ours)
+    return _Worker(number, process, ours, os.pidfd_open(process.pid or 0))
 
 
 def _hand_over(end: socket.socket, recipe: Recipe) -> None:
@@ -226,6 +230,7 @@ def _end(workers: list[_Worker]) -> None:
             worker.process.kill()
             worker.process.join()
         worker.process.close()
+        os.close(worker.life)
 
 
 @contextlib.contextmanager
