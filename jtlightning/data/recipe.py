@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 
-# The order of an epoch and the randomness of its samples draw from separate streams.
-_ORDER, _SAMPLE = 0, 1
-
 
 class LoaderError(RuntimeError):
     """A batch could not be loaded."""
@@ -73,14 +70,15 @@ class Recipe:
 
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     """The shuffled order of an epoch: a permutation of `range(length)`."""
-    return _generator(seed, _ORDER, epoch).permutation(length)
+    return _generator(seed, epoch).permutation(length)
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The randomness of one sample in one epoch, whichever process loads it."""
-    return _generator(seed, _SAMPLE, epoch, index)
+    return _generator(seed, epoch, index)
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
-    # Not default_rng([seed, ...]): a list is padded with zeros, so [1, 2] and [1, 2, 0] agree.
+    # Not default_rng([seed, ...]): a list is padded with zeros, so that the order of an epoch,
+    # [1, 2], and its first sample, [1, 2, 0], would share their stream.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -84,10 +84,8 @@ def _serve(end: socket.socket, recipe: Recipe) -> None:
             request = receive(end)
             if request is None:
                 pending.clear()
-                continue
-            if pending and pending[0].run != request.run:
-                pending.clear()
-            pending.append(request)
+            else:
+                pending.append(request)
         request = pending.popleft()
         try:
             batch = recipe.batch(request.indices, request.seed, request.epoch)

@@ -72,7 +72,7 @@ class WorkerPool:
         self, plan: Callable[[int], np.ndarray], numbers: Sequence[int], seed: int, epoch: int
     ) -> Iterator[Any]:
         """Batches in the order of `numbers`; `plan` gives the indices of each."""
-        self._run += 1
+        self._abandon()
         return self._batches(self._run, plan, numbers, seed, epoch)
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class WorkerPool:
         return LoaderError(message)
 
     def _abandon(self) -> None:
-        """Have the workers forget what they have not begun, and drop what they have finished."""
+        """Begin a new run: the workers forget what they have not begun, we what they have done."""
         self._run += 1
         for worker in self._workers:
             with contextlib.suppress(OSError, EOFError):  # a dead worker is the next run's error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -92,6 +93,8 @@ def test_metadata_keeps_numbers_nan_and_nesting(tmp_path):
         ({"callbacks": {"EMA": [0, np.zeros(2)]}}, r"metadata\['callbacks'\]\['EMA'\]\[1\]"),
         ({"config": {"path": Path("x")}}, r"metadata\['config'\]\['path'\]"),
         ({"config": {1: "x"}}, "key 1"),
+        ({"config": {"__float__": "nan"}}, "key '__float__'"),
+        ({"config": functools.reduce(lambda inner, _: [inner], range(80), 1)}, "more than 64"),
         ({"checksums": {}}, "checksums"),
     ],
 )
@@ -166,6 +169,26 @@ def test_forged_metadata_is_refused(tmp_path, value):
     forge(tmp_path / "a.ckpt", {}, b"", {"loop": value})
     with pytest.raises(CheckpointError, match="metadata"):
         read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_header_in_another_than_its_canonical_form_is_refused(tmp_path, checkpoint):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(path, checkpoint)
+    good = path.read_bytes()
+    length = int.from_bytes(good[:8], "little")
+    text = json.dumps(json.loads(good[8 : 8 + length])).encode()  # the same with blanks
+    path.write_bytes(struct.pack("<Q", len(text)) + text + good[8 + length :])
+    with pytest.raises(CheckpointError, match="checksum is wrong"):
+        read_checkpoint(path)
+
+
+def test_header_over_the_limit_is_refused_before_it_is_read(tmp_path, checkpoint, monkeypatch):
+    write_checkpoint(tmp_path / "a.ckpt", checkpoint)
+    monkeypatch.setattr(layout, "MAX_HEADER_BYTES", 100)
+    with pytest.raises(CheckpointError, match=r"has a header of \d+ bytes, over 100"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="store large state as arrays"):
+        write_checkpoint(tmp_path / "a.ckpt", checkpoint)
 
 
 def test_deeply_nested_header_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -206,12 +207,14 @@ def test_leaving_an_epoch_early_leaks_nothing_and_the_next_is_right(make):
     assert all(gone(pid, 1) for pid in ids)
 
 
-def test_abandoned_work_is_not_done(make, tmp_path):
+@pytest.mark.parametrize("closed", [True, False])
+def test_abandoned_work_is_not_done(make, tmp_path, closed):
     mischief = dict.fromkeys(range(300), str(tmp_path))
     loader = make(Images(300, mischief, size=150), batch_size=30, num_workers=1, prefetch=8)
     batches = loader.batches(0)
     next(batches)
-    batches.close()
+    if closed:
+        batches.close()
     assert len(list(loader.batches(1, 9))) == 1
     assert len(list(tmp_path.iterdir())) <= 30 * 4
 
@@ -238,6 +241,17 @@ def test_workers_are_at_most_prefetch_batches_ahead(make, tmp_path):
     assert len(list(tmp_path.iterdir())) <= 2 * (2 + 2 * 2)
 
 
+def test_batch_is_not_kept_while_the_next_is_awaited(make, monkeypatch):
+    loader = make(Images(20), num_workers=1)
+    batches = loader.batches(0)
+    kept = weakref.ref(next(batches).image)
+    seen = []
+    receive = workers.receive
+    monkeypatch.setattr(workers, "receive", lambda end: (seen.append(kept()), receive(end))[1])
+    next(batches)
+    assert seen == [None]
+
+
 def test_dropping_the_loader_ends_its_workers():
     loader = Loader(Images(9), 3, collate=collate, num_workers=1)
     next(loader.batches(0))
@@ -259,14 +273,16 @@ def test_large_batches_arrive_writable_and_keep_no_file_when_dropped(make):
     assert open_files() < before
 
 
-def test_workers_are_light(make):
+def test_workers_are_light(make, monkeypatch):
     pytest.importorskip("cv2")
-    os.environ["OMP_NUM_THREADS"] = "7"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     loader = make(Environment(), batch_size=1, collate=first, num_workers=2)
     for told in loader.batches(0):
         assert told.pop("pid") != os.getpid()
         assert told == {"nvcc": "", "threads": "1", "cv2_threads": 1, "jittor": False}
-    assert os.environ.pop("OMP_NUM_THREADS") == "7"
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ
 
 
 def test_unpicklable_attribute_is_named(make):
@@ -294,6 +310,7 @@ class Data:
         return np.full(3, index)
 
 def main():
+    global loader  # lives until the interpreter ends
     loader = Loader(Data(), 4, collate=np.stack, num_workers=2)
     batches = loader.batches(0)
     print(next(batches).tolist(), flush=True)
@@ -348,9 +365,11 @@ def test_workers_end_when_the_trainer_is_killed(tmp_path, number):
 
 
 def test_workers_end_though_a_forked_child_survives_the_trainer(tmp_path):
-    end = "os.fork() or os.read(os.pipe()[0], 1); os.read(os.pipe()[0], 1)"
+    end = "os.fork() and print(flush=True); os.read(os.pipe()[0], 1)"
     process = start(tmp_path, end=end)
     ids = worker_ids(process)
+    assert process.stdout is not None
+    process.stdout.readline()
     process.kill()
     process.wait(timeout=20)
     try:
