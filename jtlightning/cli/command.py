@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -175,9 +176,15 @@ def _run(command: str, config: Config, program: Program, links: Sequence[Link]) 
     values = program.resolve(config)
     ckpt_path = values.pop("ckpt_path")
     trainer.callbacks.insert(0, ConfigSaver(values, dump(values)))
+    began, compiled = time.perf_counter(), runtime.compile_seconds()
     result = getattr(trainer, command)(task, datamodule=data, ckpt_path=ckpt_path)
     if command in ("validate", "test"):
         _print_metrics(result)
+    took, compiling = time.perf_counter() - began, runtime.compile_seconds() - compiled
+    where = f"; files in {trainer.run.path}" if trainer.run is not None else ""
+    sys.stdout.write(
+        f"{command} took {took:.1f} s, {compiling:.1f} s of it compiling kernels{where}\n"
+    )
 
 
 def _print_metrics(metrics: Mapping[str, float]) -> None:

@@ -109,6 +109,7 @@ class RGBDDataModule(DataModule):
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.num_workers = num_workers
+        self.channel_order = channel_order
         self.train_split = train_split
         self.test_split = test_split
         self.epoch_length = epoch_length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from segtasks.data.samples import IGNORE_INDEX
 from segtasks.data.transforms.segmentation import restore_pixels
 from segtasks.metrics.segmentation import ConfusionMatrix, SegmentationScores
-from segtasks.visualize import prediction_sheet, save_picture
+from segtasks.visualize import colour_map, overlay, prediction_sheet, save_picture
 
 if TYPE_CHECKING:
     from jtlightning.trainer import Trainer
@@ -47,7 +48,6 @@ class SegmentationReport:
         data: Any = trainer.datamodule
         names = getattr(data, "class_names", None)
         self._names = list(names) if names else [f"class {i}" for i in range(num_classes)]
-        self._bgr = getattr(data, "channel_order", "bgr") == "bgr"
         self._counts = {MODEL: ConfusionMatrix(num_classes, IGNORE_INDEX)}
         self._majority = None
         if baselines:
@@ -67,9 +67,8 @@ class SegmentationReport:
             baseline = np.broadcast_to(self._majority(label.shape[1:]), label.shape)
             self._counts[MAJORITY].update(baseline, label)
         for index in range(min(len(label), self._pictures - len(self._drawn))):
-            image, depth = restore_pixels(batch.image[index].numpy(), batch.depth[index].numpy())
-            picture = image[..., ::-1] if self._bgr else image
-            self._drawn.append((picture, depth[..., 0], label[index], prediction[index]))
+            image, depth = _pictures(self._trainer, batch, index)
+            self._drawn.append((image, depth, label[index], prediction[index]))
 
     def scores(self) -> SegmentationScores:
         """Scores of the model."""
@@ -104,6 +103,34 @@ class SegmentationReport:
                 for name, one in scores.items()
             },
         }
+
+
+def write_predictions(trainer: Trainer, batch: Any, predictions: Sequence[np.ndarray]) -> None:
+    """Save label maps, and beside each a picture of the classes over the image.
+
+    Writes `predictions/<name>.png`, 8-bit classes from 0, and `<name>_overlay.png` into the run
+    folder.
+
+    Args:
+        trainer: Whose run is written to.
+        batch: A `SegmentationBatch` of Vars.
+        predictions: (H, W) classes of each sample.
+    """
+    assert trainer.run is not None
+    folder = trainer.run.path / "predictions"
+    colours = colour_map(getattr(trainer.datamodule, "num_classes", 256))
+    for index, (name, classes) in enumerate(zip(batch.names, predictions, strict=True)):
+        image, _ = _pictures(trainer, batch, index)
+        save_picture(folder / f"{name}.png", classes.astype(np.uint8))
+        save_picture(folder / f"{name}_overlay.png", overlay(image, classes, colours))
+
+
+def _pictures(trainer: Trainer, batch: Any, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) in RGB and depth (H, W) of one sample, uint8."""
+    image, depth = restore_pixels(batch.image[index].numpy(), batch.depth[index].numpy())
+    if getattr(trainer.datamodule, "channel_order", "bgr") == "bgr":
+        image = image[..., ::-1]
+    return image, depth[..., 0]
 
 
 def _table(names: list[str], scores: dict[str, SegmentationScores]) -> Table:

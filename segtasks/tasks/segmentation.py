@@ -8,6 +8,7 @@ import jittor as jt
 import numpy as np
 from jittor import nn
 
+from jtlightning.checkpoint.weights import load_weights, read_weights
 from jtlightning.optim import AdamW, OptimizerConfig, PolySchedule, Schedule
 from jtlightning.task import Task
 from segtasks.data.samples import IGNORE_INDEX
@@ -15,7 +16,7 @@ from segtasks.inference import SingleScale
 from segtasks.losses.segmentation import cross_entropy
 from segtasks.metrics.segmentation import ConfusionMatrix, SegmentationScores
 from segtasks.models.dformer import parameter_groups
-from segtasks.tasks.report import SegmentationReport
+from segtasks.tasks.report import SegmentationReport, write_predictions
 
 
 class SegmentationTask(Task):
@@ -26,6 +27,10 @@ class SegmentationTask(Task):
     Args:
         model: The network: (B, 3, H, W) image and depth -> (B, K, H, W) logits; its `num_classes`
             must be the data's.
+        weights: A .safetensors or .ckpt file whose weights the network starts from; all of them
+            must fit.
+        skip_weights: Parts of the network that keep their own values, by the start of their names,
+            such as `decode_head.conv_seg` for another number of classes.
         optimizer: AdamW at 6e-5 with decay 0.01, DFormer's, unless given.
         schedule: Poly 0.9 without warm-up unless given.
         param_groups: `all` trains every parameter (from scratch); `official` leaves out what the
@@ -33,13 +38,15 @@ class SegmentationTask(Task):
         protocol: How scores are computed in validation, test and prediction.
         baselines: Also test with the depth blanked (its mean everywhere), and compare with the
             most frequent class of each position in the training labels.
-        pictures: Samples drawn in the pictures that a test or prediction writes.
+        pictures: Samples drawn in the sheet that a test writes.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
+        weights: str | None = None,
+        skip_weights: list[str] | None = None,
         optimizer: OptimizerConfig | None = None,
         schedule: Schedule | None = None,
         param_groups: Literal["official", "all"] = "all",
@@ -56,6 +63,8 @@ class SegmentationTask(Task):
         self.baselines = baselines
         self.pictures = pictures
         self.num_classes = int(model.num_classes)
+        if weights is not None:
+            load_weights(model, read_weights(weights), source=weights, skip=skip_weights or ())
 
     def setup(self, stage: str) -> None:
         """Compare model and data before any work.
@@ -113,6 +122,12 @@ class SegmentationTask(Task):
         """Name of each sample -> (H, W) uint8 classes."""
         prediction = self._predict(batch.image, batch.depth).astype(np.uint8)
         return dict(zip(batch.names, prediction, strict=True))
+
+    def on_predict_batch_end(
+        self, outputs: dict[str, np.ndarray], batch: Any, batch_idx: int
+    ) -> None:
+        if self.trainer.run is not None:
+            write_predictions(self.trainer, batch, list(outputs.values()))
 
     def _predict(self, image: jt.Var, depth: jt.Var) -> np.ndarray:
         """Most probable class of every pixel, (B, H, W)."""

@@ -1,0 +1,135 @@
+"""The segmentation task on a network of one convolution, so that nothing large is compiled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jittor as jt
+import numpy as np
+import pytest
+from jittor import nn
+
+from jtlightning.checkpoint.weights import WeightsError
+from jtlightning.trainer import Trainer
+from segtasks.data import RGBDDataModule
+from segtasks.metrics.segmentation import ConfusionMatrix
+from segtasks.tasks import SegmentationTask
+
+SIZE = (8, 12)
+CLASSES = 3
+
+
+class ByDepth(nn.Module):
+    """Class 0 to 2 by the grey level of the depth alone; the image is ignored."""
+
+    def __init__(self, num_classes: int = CLASSES) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.offset = jt.zeros(num_classes)
+
+    def execute(self, image: jt.Var, depth: jt.Var) -> jt.Var:
+        levels = jt.array(np.linspace(-2, 2, self.num_classes, dtype=np.float32))
+        distance = depth[:, :1] - levels.reshape((1, -1, 1, 1))
+        return self.offset.reshape((1, -1, 1, 1)) - distance * distance
+
+
+@pytest.fixture
+def rooms(tmp_path: Path, rng: np.random.Generator) -> RGBDDataModule:
+    """Three samples whose label follows from the depth, class 0 being the commonest."""
+    root = tmp_path / "data"
+    for folder in ("RGB", "Depth", "Label"):
+        (root / folder).mkdir(parents=True)
+    for index in range(3):
+        label = rng.choice(CLASSES, SIZE, p=(0.6, 0.2, 0.2)).astype(np.uint8)
+        depth = (20 + 100 * label).astype(np.uint8)
+        image = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        for folder, pixels in (("RGB", image), ("Depth", depth), ("Label", label + 1)):
+            cv2.imwrite(str(root / folder / f"{index}.png"), pixels)
+    for split in ("train", "test"):
+        (root / f"{split}.txt").write_text("".join(f"RGB/{i}.png\n" for i in range(3)))
+    return RGBDDataModule(
+        str(root),
+        CLASSES,
+        class_names=["near", "middle", "far"],
+        crop_size=SIZE,
+        batch_size=3,
+        val_batch_size=2,
+        num_workers=0,
+    )
+
+
+def make_trainer(folder: Path, **arguments: Any) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=str(folder / "runs"), **{**quiet, **arguments})
+
+
+def test_a_test_writes_results_with_both_baselines_and_pictures(
+    tmp_path: Path, rooms: RGBDDataModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(tmp_path)
+    metrics = trainer.test(
+        SegmentationTask(ByDepth(), baselines=True, pictures=2), datamodule=rooms
+    )
+    assert metrics["test/miou"] == 1.0
+    assert trainer.run is not None
+    results = json.loads((trainer.run.path / "results.json").read_text())
+    assert results["unit"] == "0 to 1"
+    assert results["protocol"] == {"protocol": "single_scale"}
+    assert results["classes"] == ["near", "middle", "far"]
+    assert results["scores"]["model"]["iou"] == [1, 1, 1]
+    # Blanked, the depth is its mean everywhere: level 0 of -2, 0, 2, so class 1 everywhere.
+    counts, majority = ConfusionMatrix(CLASSES), ConfusionMatrix(CLASSES)
+    for index in range(3):
+        raw = cv2.imread(str(rooms.root / f"Label/{index}.png"), cv2.IMREAD_UNCHANGED)
+        counts.update(np.ones(SIZE, np.int64), raw.astype(np.int64) - 1)
+        majority.update(rooms.majority_label(SIZE), raw.astype(np.int64) - 1)
+    assert results["scores"]["without depth"]["miou"] == pytest.approx(counts.scores().miou)
+    assert results["scores"]["majority of position"]["iou"] == pytest.approx(majority.scores().iou)
+    assert (trainer.run.pictures / "predictions.png").is_file()
+    assert "mIoU lost without depth" in capsys.readouterr().out
+
+
+def test_model_and_data_must_agree_on_the_classes(tmp_path: Path, rooms: RGBDDataModule) -> None:
+    task = SegmentationTask(ByDepth(num_classes=5))
+    with pytest.raises(ValueError, match="5 classes apart, RGBDDataModule has 3"):
+        make_trainer(tmp_path).fit(task, datamodule=rooms)
+
+
+def test_predictions_are_saved_as_label_maps(tmp_path: Path, rooms: RGBDDataModule) -> None:
+    trainer = make_trainer(tmp_path)
+    outputs = trainer.predict(SegmentationTask(ByDepth()), datamodule=rooms)
+    assert [name for batch in outputs for name in batch] == ["0", "1", "2"]
+    assert trainer.run is not None
+    raw = cv2.imread(str(rooms.root / "Label/1.png"), cv2.IMREAD_UNCHANGED)
+    saved = cv2.imread(str(trainer.run.path / "predictions/1.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(saved, raw - 1)
+    assert (trainer.run.path / "predictions/1_overlay.png").is_file()
+
+
+def test_training_logs_the_loss_and_validation_the_scores(
+    tmp_path: Path, rooms: RGBDDataModule
+) -> None:
+    trainer = make_trainer(tmp_path, max_epochs=1, log_every_n_steps=1)
+    task = SegmentationTask(ByDepth())
+    trainer.fit(task, datamodule=rooms)
+    assert trainer.metrics["val/miou"] == 1.0
+    assert 0 < trainer.metrics["train/loss"] < 1
+    assert np.abs(task.model.offset.numpy()).max() > 0
+
+
+def test_weights_of_another_run_start_the_network(tmp_path: Path, rooms: RGBDDataModule) -> None:
+    network = ByDepth()
+    network.offset.update(jt.array([1.0, 2.0, 3.0]))
+    saved = make_trainer(tmp_path, max_steps=1)
+    saved.fit(SegmentationTask(network), datamodule=rooms)
+    assert saved.run is not None
+    path = saved.run.checkpoints / "last.ckpt"
+    task = SegmentationTask(ByDepth(), weights=str(path))
+    np.testing.assert_array_equal(task.model.offset.numpy(), network.offset.numpy())
+    with pytest.raises(WeightsError, match=r"offset \(file \(3,\), model \(4,\)\)"):
+        SegmentationTask(ByDepth(4), weights=str(path))
+    kept = SegmentationTask(ByDepth(4), weights=str(path), skip_weights=["offset"])
+    np.testing.assert_array_equal(kept.model.offset.numpy(), np.zeros(4))
