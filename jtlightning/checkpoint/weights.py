@@ -258,11 +258,8 @@ def _assign(pairs: Mapping[str, tuple[jt.Var, np.ndarray]]) -> None:
     import jittor as jt  # here, so that reading and comparing weights needs no Jittor
 
     for var, array in pairs.values():
-        trained = bool(var.requires_grad)
         value = jt.array(array, dtype=str(array.dtype))  # else it narrows float64 and int64
         var.update(value.bfloat16() if var.dtype == "bfloat16" else value)
-        if bool(var.requires_grad) != trained:
-            var.requires_grad = trained
 
 
 def _numpy_dtype(var: jt.Var) -> str:

@@ -160,6 +160,19 @@ def test_module_keeps_its_variables_and_grad_flags():
         np.testing.assert_array_equal(array, weights[name].astype(np.float32))
 
 
+def test_bfloat16_model_takes_and_gives_float32():
+    from jittor import nn
+
+    model = nn.Linear(2, 2)
+    model.bfloat16()
+    weights = {"weight": np.array([[1.0, 2.0], [3.0, 4.0]]), "bias": np.array([0.5, -1.0])}
+    load_weights(model, weights, source="file")
+    assert str(model.weight.dtype) == "bfloat16"
+    for name, array in export_weights(model).items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, weights[name])
+
+
 def test_nothing_is_loaded_unless_all_fits():
     from jittor import nn
 
