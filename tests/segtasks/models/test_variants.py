@@ -5,23 +5,27 @@ from collections.abc import Callable
 import pytest
 
 from segtasks.models import dformer
+from segtasks.models.layers import BatchNorm2d
 
-#: Trainable parameters of the whole model and the sizes of the official groups, with and without
-#: decay; counted on the official code with 40 classes.
+#: Trainable parameters of the whole model, entries of its state dict and the sizes of the official
+#: groups, with and without decay; counted on the official code with 40 classes.
 PUBLISHED = [
-    (dformer.dformer_tiny, 6_003_912, (239, 262)),
-    (dformer.dformer_small, 18_747_144, (187, 210)),
-    (dformer.dformer_base, 29_524_840, (365, 388)),
-    (dformer.dformer_large, 39_030_392, (365, 388)),
-    (dformer.dformerv2_s, 26_686_018, (273, 412)),
-    (dformer.dformerv2_b, 53_923_050, (417, 620)),
-    (dformer.dformerv2_l, 95_550_074, (417, 620)),
+    (dformer.dformer_tiny, 6_003_912, 692, (239, 262)),
+    (dformer.dformer_small, 18_747_144, 552, (187, 210)),
+    (dformer.dformer_base, 29_524_840, 1028, (365, 388)),
+    (dformer.dformer_large, 39_030_392, 1028, (365, 388)),
+    (dformer.dformerv2_s, 26_686_018, 802, (273, 412)),
+    (dformer.dformerv2_b, 53_923_050, 1268, (417, 620)),
+    (dformer.dformerv2_l, 95_550_074, 1268, (417, 620)),
 ]
 
 
-@pytest.mark.parametrize(("build", "parameters", "groups"), PUBLISHED)
+@pytest.mark.parametrize(("build", "parameters", "entries", "groups"), PUBLISHED)
 def test_size_and_official_groups_are_the_published_ones(
-    build: Callable[..., dformer.DFormerSegmenter], parameters: int, groups: tuple[int, int]
+    build: Callable[..., dformer.DFormerSegmenter],
+    parameters: int,
+    entries: int,
+    groups: tuple[int, int],
 ) -> None:
     model = build(40)
 
@@ -30,6 +34,9 @@ def test_size_and_official_groups_are_the_published_ones(
     everything = dformer.parameter_groups(model, "all", 0.01)
 
     assert sum(p.numel() for p in trainable) == parameters
+    # The official state dict counts the batches of each batch norm besides.
+    norms = [m for _, m in model.named_modules() if isinstance(m, BatchNorm2d)]
+    assert len(list(model.named_parameters())) + len(norms) == entries
     assert tuple(len(group["params"]) for group in official) == groups
     assert [group["weight_decay"] for group in official] == [0.01, 0.0]
     taken = [id(p) for group in everything for p in group["params"]]
