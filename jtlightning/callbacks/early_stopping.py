@@ -27,6 +27,8 @@ class EarlyStopping(Callback):
             counts as no improvement.
     """
 
+    runs_after_task = True
+
     def __init__(
         self,
         monitor: str,

@@ -6,13 +6,13 @@ import logging
 import math
 import os
 import re
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jtlightning.callbacks.base import Callback
+from jtlightning.checkpoint.atomic import link_file
 
 if TYPE_CHECKING:
     from jtlightning.task import Task
@@ -57,6 +57,8 @@ class ModelCheckpoint(Callback):
         train_time_interval: Also save when so many seconds have passed since the last save.
         name: Tells two checkpoints with the same `monitor` apart in the saved state.
     """
+
+    runs_after_task = True
 
     def __init__(
         self,
@@ -236,7 +238,7 @@ class ModelCheckpoint(Callback):
             raise
         self._saved_at_s = time.monotonic()
         if new is not None and self.save_last:
-            _point_to(self.folder / _LAST, self.folder / name)
+            link_file(self.folder / name, self.folder / _LAST)
         self._remove_retired()
 
     def _candidate(self, trainer: Trainer, *, fresh: bool) -> SavedCheckpoint | None:
@@ -328,23 +330,3 @@ def _check_template(template: str, save_top_k: int) -> None:
             format(example, spec[1:])
         except ValueError as error:
             raise ValueError(f"{where}: {name!r} cannot be written with {spec[1:]!r}") from error
-
-
-def _point_to(link: Path, target: Path) -> None:
-    """Make `link` another name of `target` in one step; a copy where links are not supported."""
-    temporary = link.with_name(f".last-{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(target, temporary)
-    except OSError:
-        shutil.copyfile(target, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-    temporary.replace(link)
-    # Renaming onto another name of the same file does nothing and leaves the old name.
-    temporary.unlink(missing_ok=True)
-    folder = os.open(link.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

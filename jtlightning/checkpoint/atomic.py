@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -14,6 +15,8 @@ from jtlightning.checkpoint.errors import CheckpointError
 from jtlightning.checkpoint.owner import Owner
 
 _TEMPORARY = re.compile(r"\.jtl-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{8}-(?P<host>.*)\.tmp")
+#: What file systems without hard links answer.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 Write = Callable[[memoryview | bytes], None]
 
 
@@ -50,14 +53,23 @@ def atomic_file(path: Path) -> Iterator[Write]:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Make `target` a second name of `source` (hard link), replacing it in one step.
+    """Make `target` a second name of `source`, replacing it in one step.
+
+    A hard link, or a copy on file systems that have none.
 
     Raises:
         CheckpointError: the system refused; the old `target` is intact.
     """
     temporary = _temporary_name(target.parent)
     try:
-        os.link(source, temporary)
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(target)
         sync_folder(target.parent)
     except OSError as error:

@@ -83,7 +83,7 @@ def main(
     except Exception as error:
         if not failures.is_mistake(error, packages):
             raise
-        failures.show(error, prog, with_traceback=with_traceback)
+        failures.show(error, prog, packages=packages, with_traceback=with_traceback)
         return 2 if isinstance(error, ConfigError) else 1
 
 

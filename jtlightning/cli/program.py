@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from jtlightning.cli.failures import unwrap
 from jtlightning.cli.config import PARTS, Config, ConfigError
 from jtlightning.cli.schema import explain, import_object
 
@@ -63,9 +64,15 @@ class Program:
         return {part: _plain(parsed[part]) for part in ("trainer", "data", "task", "ckpt_path")}
 
     def build(self, config: Config, part: str) -> Any:
-        """Make one section's object."""
+        """Make one section's object; what its constructors raise comes out as it is."""
         parser, parsed = self._parse(config, [part])
-        made = parser.instantiate(parsed)[part]
+        try:
+            made = parser.instantiate(parsed)[part]
+        except Exception as error:
+            original = unwrap(error)
+            if original is error:
+                raise
+            raise original from None
         return self.trainer_class(**vars(made)) if part == "trainer" else made
 
     def _parse(self, config: Config, parts: list[str]) -> tuple[ArgumentParser, Namespace]:

@@ -1,7 +1,7 @@
 """Objects with large arrays between two processes, without copying them twice.
 
 The bytes travel in an anonymous memory file (memfd) whose descriptor is sent over a local
-socket. Measured with 47 MiB batches, the receiving process spends 11 to 15 ms per batch, with
+socket. Measured with 38 MiB batches, the receiving process spends 11 to 15 ms per batch, with
 named shared memory 30, with a pipe 64 to 79. A memory file has no name, so nothing is left behind
 when a process is killed, and it does not count against the small /dev/shm of containers.
 """

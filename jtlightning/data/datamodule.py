@@ -24,8 +24,8 @@ class DataModule:
         raise self._missing("train_dataloader")
 
     def val_dataloader(self) -> Any:
-        """Batches for validation."""
-        raise self._missing("val_dataloader")
+        """Batches for validation, or None for training without validation."""
+        return None
 
     def test_dataloader(self) -> Any:
         """Batches for testing."""

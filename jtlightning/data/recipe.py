@@ -20,17 +20,28 @@ class SampleError(LoaderError):
     Attributes:
         indices: Dataset indices; one for a failed sample, the whole batch for a failed collation.
         original: The original traceback as text.
+        module: Where the class of the original error is defined.
+        summary: What failed, and the original error's message, without the traceback.
     """
 
-    def __init__(self, what: str, indices: tuple[int, ...], original: str) -> None:
+    def __init__(
+        self, what: str, indices: tuple[int, ...], original: str, module: str, message: str
+    ) -> None:
         super().__init__(f"{what}; the original error was\n\n{original}")
-        self.what = what
+        self._arguments = (what, indices, original, module, message)
         self.indices = indices
         self.original = original
+        self.module = module
+        self.summary = f"{what}: {message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by constructor arguments, which are not `args`."""
-        return type(self), (self.what, self.indices, self.original)
+        return type(self), self._arguments
+
+    @classmethod
+    def of(cls, what: str, indices: tuple[int, ...], error: Exception) -> SampleError:
+        """From the error that is being handled."""
+        return cls(what, indices, traceback.format_exc(), type(error).__module__, str(error))
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Recipe:
         except Exception as error:
             numbers = tuple(int(index) for index in indices)
             what = f"samples {list(numbers)} cannot be collated into one batch"
-            raise SampleError(what, numbers, traceback.format_exc()) from error
+            raise SampleError.of(what, numbers, error) from error
 
     def _sample(self, index: int, seed: int, epoch: int) -> Any:
         try:
@@ -62,10 +73,9 @@ class Recipe:
                 return sample
             return self.transform(sample, sample_generator(seed, epoch, index))
         except Exception as error:
-            original = traceback.format_exc()
             describe = getattr(self.dataset, "describe", None)
             file = f" ({describe(index)})" if describe is not None else ""
-            raise SampleError(f"sample {index}{file} failed", (index,), original) from error
+            raise SampleError.of(f"sample {index}{file} failed", (index,), error) from error
 
 
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:

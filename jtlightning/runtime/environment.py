@@ -65,6 +65,10 @@ def _defaults(*, cuda_decided: bool) -> dict[str, str]:
         "cache_name": "default",
         # At a crash Jittor would print gdb's answer to stdout; without, its own trace to stderr.
         "gdb_path": "",
+        # Threads that compile kernels. Jittor would start one per 3 GB of memory, up to 16, which
+        # its compiler is not quite safe for: the more of them, the likelier a crash that leaves
+        # the cache locked. More than cores do not compile faster either.
+        "use_parallel_op_compiler": str(min(os.cpu_count() or 1, 16)),
         # Each of these downloads an archive at the import of a CUDA build.
         "use_cutlass": "0",
         "use_cutt": "0",

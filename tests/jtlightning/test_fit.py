@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from jtlightning.callbacks.base import Callback
+from jtlightning.callbacks.early_stopping import EarlyStopping
+from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
+from jtlightning.data.datamodule import DataModule
 from jtlightning.trainer import NonFiniteLossError, Trainer
 from tests.jtlightning.tiny import TinyData, TinyTask, parameters_of
 
@@ -225,3 +228,19 @@ def test_a_validation_interval_beyond_the_epoch_is_refused(tmp_path: Path) -> No
     trainer = make_trainer(tmp_path, max_epochs=1, val_check_interval=100)
     with pytest.raises(ValueError, match="only 6"):
         trainer.fit(TinyTask(), datamodule=TinyData())
+
+
+def test_a_monitor_sees_what_the_task_logs_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    class Logs(TinyTask):
+        def on_train_epoch_end(self) -> None:
+            self.log("epoch/number", float(self.trainer.current_epoch))
+
+    class NoValidation(TinyData):
+        val_dataloader = DataModule.val_dataloader
+
+    saver = ModelCheckpoint(monitor="epoch/number", mode="max")
+    stopper = EarlyStopping(monitor="epoch/number", mode="min", patience=2)
+    trainer = make_trainer(tmp_path, max_epochs=9, callbacks=[stopper, saver])
+    trainer.fit(Logs(), datamodule=NoValidation())
+    assert trainer.current_epoch == 2, "0 was best, 1 and 2 were not better"
+    assert saver.best_model_score == 2.0

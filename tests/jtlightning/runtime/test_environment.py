@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,3 +153,7 @@ def test_packages_are_imported_without_jittor(run_python: RunPython) -> None:
 def test_an_unknown_name_is_an_attribute_error(run_python: RunPython) -> None:
     result = run_python("import jtlightning; jtlightning.Trianer")
     assert "AttributeError: module 'jtlightning' has no attribute 'Trianer'" in result.stderr
+
+
+def test_no_more_kernel_compilers_than_cores(run_python: RunPython) -> None:
+    assert int(prepared(run_python)["use_parallel_op_compiler"]) == min(os.cpu_count() or 1, 16)
