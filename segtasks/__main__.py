@@ -84,7 +84,7 @@ def _run(module: str, options: list[str]) -> int:
         if not failures.is_mistake(error, PACKAGES):
             raise
         shown = os.environ.get("SEGTASKS_TRACEBACK") == "1"
-        failures.show(error, "segtasks", with_traceback=shown)
+        failures.show(error, "segtasks", packages=PACKAGES, with_traceback=shown)
         return 1
 
 

@@ -182,7 +182,7 @@ def _run(command: str, config: Config, program: Program, links: Sequence[Link]) 
         _print_metrics(result)
     took, compiling = time.perf_counter() - began, runtime.compile_seconds() - compiled
     where = f"; files in {trainer.run.path}" if trainer.run is not None else ""
-    sys.stdout.write(
+    sys.stderr.write(  # not among the metrics
         f"{command} took {took:.1f} s, {compiling:.1f} s of it compiling kernels{where}\n"
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType, TracebackType
 
 from rich.console import Console
 from rich.text import Text
@@ -14,6 +16,7 @@ from jtlightning.data.recipe import SampleError
 
 #: What a full disk answers.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_WRAPPER = ("jsonargparse",)
 
 
 def is_mistake(error: BaseException, packages: Sequence[str]) -> bool:
@@ -36,8 +39,21 @@ def _belongs(module: str, packages: Sequence[str]) -> bool:
 
 
 def _raised_in(error: BaseException) -> str:
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+    found = _tracebacks(error)
+    return _module(found[-1].tb_frame) if found else ""
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _tracebacks(error: BaseException) -> list[TracebackType]:
+    """From the frame that caught the error to the one that raised it."""
+    found, tb = [], error.__traceback__
+    while tb is not None:
+        found.append(tb)
+        tb = tb.tb_next
+    return found
 
 
 def show(
@@ -51,15 +67,19 @@ def show(
     console.print(Text.assemble((f"{prog}: error: ", "bold red"), _message(error, packages)))
 
 
-def unwrap(error: Exception) -> Exception:
-    """The error that a constructor raised, out of those that jsonargparse wraps around it."""
-    inner: BaseException | None = error
-    while isinstance(inner, Exception):
-        error = inner
-        if not _belongs(_raised_in(error), ("jsonargparse",)):
-            break
-        inner = error.__cause__ or error.__context__
-    return error
+@contextlib.contextmanager
+def unwrapped() -> Iterator[None]:
+    """Let errors of constructors out as they are, which jsonargparse wraps in errors of its own."""
+    problem: BaseException
+    try:
+        yield
+        return
+    except Exception as error:  # noqa: BLE001 (raised below, where it is not chained to itself)
+        problem = error
+    while _belongs(_raised_in(problem), _WRAPPER) and (inner := problem.__cause__) is not None:
+        problem = inner
+    frames = [tb for tb in _tracebacks(problem) if _belongs(_module(tb.tb_frame), _WRAPPER)]
+    raise problem.with_traceback(frames[-1].tb_next if frames else problem.__traceback__)
 
 
 def _message(error: BaseException, packages: Sequence[str]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from jtlightning.cli.failures import unwrap
 from jtlightning.cli.config import PARTS, Config, ConfigError
+from jtlightning.cli.failures import unwrapped
 from jtlightning.cli.schema import explain, import_object
 
 _CKPT_PATH_HELP = {
@@ -66,13 +66,8 @@ class Program:
     def build(self, config: Config, part: str) -> Any:
         """Make one section's object; what its constructors raise comes out as it is."""
         parser, parsed = self._parse(config, [part])
-        try:
+        with unwrapped():
             made = parser.instantiate(parsed)[part]
-        except Exception as error:
-            original = unwrap(error)
-            if original is error:
-                raise
-            raise original from None
         return self.trainer_class(**vars(made)) if part == "trainer" else made
 
     def _parse(self, config: Config, parts: list[str]) -> tuple[ArgumentParser, Namespace]:

@@ -115,6 +115,10 @@ def wide(width: int) -> Segmenter:
     return Segmenter(width, 0.0)
 
 
+def refuse(num_classes: int, *, drop: float = 0.1) -> Segmenter:
+    raise ValueError(f"drop is {drop}") from KeyError("why")
+
+
 class Task: ...
 
 
