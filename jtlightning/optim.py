@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jittor as jt
 import numpy as np
+
+
+def _check(config: object, wanted: str, holds: Callable[[Any], bool], *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not holds(value):
+            raise ValueError(f"{type(config).__name__}.{name} must be {wanted}, got {value!r}")
 
 
 class OptimizerConfig:
@@ -35,6 +42,12 @@ class AdamW(OptimizerConfig):
     eps: float = 1e-8
     weight_decay: float = 0.01
 
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        _check(self, "above 0", lambda x: x > 0, "lr", "eps")
+        _check(self, "at least 0", lambda x: x >= 0, "weight_decay")
+        _check(self, "from 0 to below 1", lambda x: all(0 <= b < 1 for b in x), "betas")
+
     def build(self, groups: list[dict[str, Any]]) -> jt.optim.Optimizer:
         """The Jittor optimizer of `groups`."""
         return jt.optim.AdamW(
@@ -57,6 +70,12 @@ class SGD(OptimizerConfig):
     momentum: float = 0.9
     weight_decay: float = 0.0
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        _check(self, "above 0", lambda x: x > 0, "lr")
+        _check(self, "at least 0", lambda x: x >= 0, "weight_decay")
+        _check(self, "from 0 to below 1", lambda x: 0 <= x < 1, "momentum")
 
     def build(self, groups: list[dict[str, Any]]) -> jt.optim.Optimizer:
         """The Jittor optimizer of `groups`."""
@@ -92,6 +111,10 @@ class ConstantSchedule(Schedule):
 
     warmup_steps: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check(self, "at least 0", lambda x: x >= 0, "warmup_steps")
+
     def __call__(self, step: int, total_steps: int) -> float:
         """See `Schedule`."""
         factor = _warmup(step, self.warmup_steps)
@@ -113,6 +136,11 @@ class PolySchedule(Schedule):
     power: float = 0.9
     warmup_steps: int = 0
     written_after_update: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check(self, "at least 0", lambda x: x >= 0, "warmup_steps")
+        _check(self, "above 0", lambda x: x > 0, "power")
 
     def __call__(self, step: int, total_steps: int) -> float:
         """See `Schedule`."""
@@ -137,6 +165,11 @@ class CosineSchedule(Schedule):
 
     warmup_steps: int = 0
     floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check(self, "at least 0", lambda x: x >= 0, "warmup_steps")
+        _check(self, "from 0 to 1", lambda x: 0 <= x <= 1, "floor")
 
     def __call__(self, step: int, total_steps: int) -> float:
         """See `Schedule`."""

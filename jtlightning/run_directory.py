@@ -39,6 +39,14 @@ _PACKAGES = ("jtlightning", "segtasks", "jittor", "numpy", "opencv-python-headle
 class RunDirectoryError(RuntimeError):
     """The folder of a run cannot be created or written."""
 
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> RunDirectoryError:
+        """From what the system answers."""
+        return cls(
+            f"{path}: the run directory cannot be written ({error.strerror or error}); free space "
+            "or mend its permissions, or choose another with `trainer.default_root_dir`"
+        )
+
 
 class RunLockedError(RunDirectoryError):
     """Another live process runs in the folder."""
@@ -73,7 +81,7 @@ class RunDirectory:
             sync_folder(experiment)
             return cls(path)
         except OSError as error:
-            raise _unwritable(experiment, error) from error
+            raise RunDirectoryError.of(experiment, error) from error
 
     @classmethod
     def reopen(cls, path: Path | str) -> RunDirectory:
@@ -89,7 +97,7 @@ class RunDirectory:
             if run._checkpoints.is_dir():
                 sweep(run._checkpoints, all_owners=True)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise RunDirectoryError.of(path, error) from error
         return run
 
     @property
@@ -130,7 +138,7 @@ class RunDirectory:
         try:
             make_folder(path)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise RunDirectoryError.of(path, error) from error
         return path
 
     def _forget(self) -> None:
@@ -179,6 +187,7 @@ class _Candidate:
 def _candidates(experiment: Path) -> Iterator[_Candidate]:
     for folder in sorted(experiment.glob("*/checkpoints")):
         if _locked_by_another(folder.parent / _LOCK):
+            _LOG.warning("left out: %s, as another process is running there", folder.parent)
             continue
         for path in sorted(folder.glob("*.ckpt")):
             try:
@@ -285,13 +294,6 @@ def _read_owner(descriptor: int) -> Owner | None:
         return Owner(str(fields["host"]), int(fields["pid"]), int(fields["started"]))
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _unwritable(path: Path, error: OSError) -> RunDirectoryError:
-    return RunDirectoryError(
-        f"{path}: the run directory cannot be written ({error.strerror or error}); "
-        "choose another with `default_root_dir`, or mend its permissions"
-    )
 
 
 def _environment(command: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -156,3 +157,21 @@ class Callback:
 
     def teardown(self, trainer: Trainer, task: Task, stage: str) -> None:
         """Always runs, also after an error; release files and processes here."""
+
+
+def check_monitored(metrics: Mapping[str, float], name: str) -> None:
+    """Refuse a misspelt metric after the trial validation, before training depends on it.
+
+    Only names of validation can be judged then: those that share their first part (`val/`) with
+    a metric that it logged.
+
+    Args:
+        metrics: What is known after the trial validation, `trainer.metrics`.
+        name: The metric that a callback watches.
+
+    Raises:
+        UnknownMetricError: There is none of this name.
+    """
+    first, slash, _ = name.partition("/")
+    if slash and any(known.startswith(f"{first}/") for known in metrics):
+        metrics[name]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jtlightning.callbacks.base import Callback
+from jtlightning.checkpoint.atomic import atomic_file
 
 if TYPE_CHECKING:
     from jtlightning.checkpoint.container import Checkpoint
@@ -49,5 +50,6 @@ def save_numbered(folder: Path, text: str) -> Path:
         newest = path
     if newest is not None and newest.read_text(encoding="utf-8") == text:
         return newest
-    path.write_text(text, encoding="utf-8")
+    with atomic_file(path) as write:
+        write(text.encode())
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from jtlightning.callbacks.base import Callback
+from jtlightning.callbacks.base import Callback, check_monitored
 
 if TYPE_CHECKING:
     from jtlightning.task import Task
@@ -17,7 +17,7 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: Name of the metric, such as `val/miou`; an unknown one is an error at the first
-            validation. Without validation data it is looked at after each epoch.
+            (trial) validation. Without validation data it is looked at after each epoch.
         mode: Whether the metric should be small (`min`) or large (`max`).
         patience: Validations without improvement that end the run.
         min_delta: An improvement has to be larger than this.
@@ -58,6 +58,9 @@ class EarlyStopping(Callback):
     @property
     def state_key(self) -> str:
         return f"EarlyStopping({self.monitor})"
+
+    def on_sanity_check_end(self, trainer: Trainer, task: Task) -> None:
+        check_monitored(trainer.metrics, self.monitor)
 
     def on_validation_end(self, trainer: Trainer, task: Task) -> None:
         if not trainer.sanity_checking and trainer.stage == "fit":

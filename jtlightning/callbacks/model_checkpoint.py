@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jtlightning.callbacks.base import Callback
+from jtlightning.callbacks.base import Callback, check_monitored
 from jtlightning.checkpoint.atomic import link_file
 
 if TYPE_CHECKING:
@@ -155,6 +155,10 @@ class ModelCheckpoint(Callback):
             _log.warning("%s lacks %s: ranked without it", self.folder, ", ".join(missing))
             self._ranked = [saved for saved in self._ranked if saved.name not in missing]
 
+    def on_sanity_check_end(self, trainer: Trainer, task: Task) -> None:
+        for name in self._names():
+            check_monitored(trainer.metrics, name)
+
     def on_train_start(self, trainer: Trainer, task: Task) -> None:
         self._seen_step, self._saved_at_s = trainer.global_step, time.monotonic()
 
@@ -213,10 +217,13 @@ class ModelCheckpoint(Callback):
 
     def _check_names(self, trainer: Trainer) -> None:
         """Let the metric log complain of a name that nobody has logged."""
-        names = [field for field, _ in _FIELD.findall(self.filename)]
-        for name in [self.monitor, *names]:
-            if name is not None and name not in ("epoch", "step"):
-                trainer.metrics[name]
+        for name in self._names():
+            trainer.metrics[name]
+
+    def _names(self) -> set[str]:
+        """The metrics that rank, or stand in file names."""
+        names = {self.monitor, *(field for field, _ in _FIELD.findall(self.filename))}
+        return {name for name in names if name not in (None, "epoch", "step")}
 
     def _save(self, trainer: Trainer, *, fresh: bool) -> None:
         """Write one file; `fresh` says that the monitored value belongs to this very step."""

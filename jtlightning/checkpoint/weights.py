@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Rename = Callable[[str], "str | None"] | Mapping[str, str]
 
+SKIP = "To keep the model's own values for a part, name it in `skip`."
+
 _MODEL = "model/"
 _NETWORK = "model."
 _LISTED = 2
@@ -59,6 +61,7 @@ def load_weights(
     source: str,
     rename: Rename | None = None,
     skip: Sequence[str] = (),
+    remedy: str = SKIP,
 ) -> None:
     """Set all parameters and buffers of a model, or none.
 
@@ -71,6 +74,7 @@ def load_weights(
         rename: From names in `weights` to the model's: a function (None drops the tensor), or a
             mapping of names or leading parts of names (`{"encoder": "backbone.encoder"}`).
         skip: Names, or leading parts, of what keeps the model's own values: `("decode_head",)`.
+        remedy: What to do about weights that do not fit, for errors.
 
     Raises:
         WeightsError: Something is missing, unknown, of another shape or kind of number.
@@ -79,7 +83,13 @@ def load_weights(
     targets: dict[str, jt.Var] = dict(model.named_parameters())
     described = {name: (tuple(var.shape), _numpy_dtype(var)) for name, var in targets.items()}
     fitting = match_weights(
-        described, weights, source=source, model=type(model).__name__, rename=rename, skip=skip
+        described,
+        weights,
+        source=source,
+        model=type(model).__name__,
+        rename=rename,
+        skip=skip,
+        remedy=remedy,
     )
     _assign({name: (targets[name], array) for name, array in fitting.items()})
 
@@ -139,6 +149,7 @@ def match_weights(
     model: str,
     rename: Rename | None = None,
     skip: Sequence[str] = (),
+    remedy: str = SKIP,
 ) -> dict[str, np.ndarray]:
     """The arrays for a model's tensors, by the model's names, in the model's dtypes.
 
@@ -149,6 +160,7 @@ def match_weights(
         model: The model's class, for errors.
         rename: As in `load_weights`.
         skip: As in `load_weights`.
+        remedy: As in `load_weights`.
 
     Raises:
         WeightsError: They do not fit.
@@ -165,8 +177,7 @@ def match_weights(
     misfit = _compare(wanted, given)
     if misfit:
         raise WeightsError(
-            f"{source} does not fit {model}; nothing was loaded\n{misfit.describe()}\n"
-            "To keep the model's own values for a part, name it in `skip`."
+            f"{source} does not fit {model}; nothing was loaded\n{misfit.describe()}\n{remedy}"
         )
     return {name: given[name].astype(dtype, copy=False) for name, (_, dtype) in wanted.items()}
 

@@ -18,11 +18,21 @@ from jtlightning import runtime
 from jtlightning.checkpoint.container import read_checkpoint
 from jtlightning.cli import failures, helping
 from jtlightning.cli.arguments import Arguments, apply_environment, apply_overrides, parse
-from jtlightning.cli.config import PARTS, Config, ConfigError, ConfigFinder, dump, suggestion
+from jtlightning.cli.config import (
+    INSIDE,
+    PARTS,
+    Config,
+    ConfigError,
+    ConfigFinder,
+    dump,
+    suggestion,
+)
 from jtlightning.cli.links import Link, fill, hold_places
 from jtlightning.cli.program import Program
 from jtlightning.cli.schema import check_keys
+from jtlightning.run_directory import RunDirectoryError
 
+_log = logging.getLogger(__name__)
 _NOT_A_FILE = ("last", "best", "auto")
 
 
@@ -74,8 +84,7 @@ def main(
             return _help(arguments, command, _program(prog, *classes), finder)
         config = _configure(arguments, finder, prog)
         if trainer_class is None and not arguments.print_config:
-            root = config.get("trainer.default_root_dir") or _experiment(arguments)
-            runtime.capture_chatter(Path(root) / "jittor.log")
+            capture_chatter(Path(config.get("trainer.default_root_dir") or _experiment(arguments)))
         _log_to_console(packages)
         return _execute(command, arguments, config, _program(prog, *classes), links)
     except KeyboardInterrupt:
@@ -85,6 +94,18 @@ def main(
             raise
         failures.show(error, prog, packages=packages, with_traceback=with_traceback)
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def capture_chatter(experiment: Path) -> None:
+    """Keep Jittor's output in the experiment's folder, which this shows to be writable.
+
+    Raises:
+        RunDirectoryError: It cannot be written.
+    """
+    try:
+        runtime.capture_chatter(experiment / "jittor.log")
+    except OSError as error:
+        raise RunDirectoryError.of(experiment, error) from error
 
 
 def _program(
@@ -131,13 +152,15 @@ def _configure(arguments: Arguments, finder: ConfigFinder, prog: str) -> Config:
 
 
 def _config_inside(file: Path) -> Config:
+    if file.is_dir():
+        raise ConfigError(f"ckpt_path: {file} is a folder; give a .ckpt file in it")
     values = read_checkpoint(file, tensors=False).metadata.get("config")
     if not values:
         raise ConfigError(
             f"{file} holds no configuration, as it was not made by the command line; give the one "
             "it was trained with by --config FILE"
         )
-    return Config(copy.deepcopy(values), dict.fromkeys(values, f"inside {file}"))
+    return Config(copy.deepcopy(values), dict.fromkeys(values, f"{INSIDE}{file}"))
 
 
 def _experiment(arguments: Arguments) -> str:
@@ -176,6 +199,8 @@ def _run(command: str, config: Config, program: Program, links: Sequence[Link]) 
     values = program.resolve(config)
     ckpt_path = values.pop("ckpt_path")
     trainer.callbacks.insert(0, ConfigSaver(values, dump(values)))
+    if command != "fit" and ckpt_path is None:
+        _log.warning("no ckpt_path is given: this is the model as its configuration builds it")
     began, compiled = time.perf_counter(), runtime.compile_seconds()
     result = getattr(trainer, command)(task, datamodule=data, ckpt_path=ckpt_path)
     if command in ("validate", "test"):

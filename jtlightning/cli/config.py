@@ -18,6 +18,8 @@ import yaml
 
 #: The sections that hold a class_path and init_args.
 PARTS = ("data", "task")
+#: How the origin of a key begins that a checkpoint holds.
+INSIDE = "inside "
 NODE_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jtlightning.cli.config import Config, ConfigError
+from jtlightning.cli.config import INSIDE, Config, ConfigError
 from jtlightning.cli.schema import import_object, known_arguments
 
 
@@ -77,8 +77,11 @@ def fill(config: Config, links: Sequence[Link], data: Any) -> None:
                 )
             arguments[name] = getattr(data, attribute)
         elif hasattr(data, attribute) and str(arguments[name]) != str(getattr(data, attribute)):
+            where = config.where(link.target)
+            remedy = f"leave {link.target} out, it is taken from the data"
+            if where.startswith(INSIDE):  # what was trained cannot be left out
+                remedy = f"{link.source} has to be {arguments[name]} for this checkpoint"
             raise ConfigError(
-                f"{link.target} is {arguments[name]} ({config.where(link.target)}), but "
-                f"{link.source} is {getattr(data, attribute)} ({kind}); leave {link.target} out, "
-                "it is taken from the data"
+                f"{link.target} is {arguments[name]} ({where}), but {link.source} is "
+                f"{getattr(data, attribute)} ({kind}); {remedy}"
             )

@@ -6,6 +6,7 @@ import copy
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,9 @@ from jsonargparse import ArgumentParser
 
 from jtlightning.cli.config import NODE_KEYS, PARTS, Config, ConfigError, closest, suggestion
 
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_SIMPLE = {"int", "float", "bool", "None"}
+_CONTAINERS = {"list", "tuple", "dict", "set", "Sequence", "Mapping", "Union", "Optional"}
 SECTIONS = ("trainer", "data", "task", "ckpt_path")
 
 
@@ -55,7 +59,8 @@ def import_object(class_path: Any, key: str, where: str) -> Callable[..., Any]:
         missing = error.name or ""
         if not f"{module_name}.".startswith(f"{missing}."):
             raise  # the module is there, but something that it imports is not
-        hint = suggestion(missing, _modules_beside(missing))
+        own, others = _modules_beside(missing)
+        hint = suggestion(missing, own) or suggestion(missing, others)
         raise ConfigError(
             f"{place} is {class_path}, but there is no module {missing}{hint}; modules are looked "
             f"for in {Path.cwd()}, on PYTHONPATH and among the installed packages"
@@ -67,12 +72,13 @@ def import_object(class_path: Any, key: str, where: str) -> Callable[..., Any]:
     return found
 
 
-def _modules_beside(module_name: str) -> list[str]:
+def _modules_beside(module_name: str) -> tuple[list[str], list[str]]:
+    """Modules that may have been meant: the likelier ones, and the rest."""
     parent, _, _ = module_name.rpartition(".")
     if parent:
         folders = list(getattr(importlib.import_module(parent), "__path__", []))
-        return [f"{parent}.{info.name}" for info in pkgutil.iter_modules(folders)]
-    return [info.name for info in pkgutil.iter_modules([str(Path.cwd())])] + list(sys.modules)
+        return [f"{parent}.{info.name}" for info in pkgutil.iter_modules(folders)], []
+    return [info.name for info in pkgutil.iter_modules([str(Path.cwd())])], list(sys.modules)
 
 
 def _public_names(module: ModuleType) -> list[str]:
@@ -180,17 +186,24 @@ def explain(target: Callable[..., Any], arguments: dict[str, Any], key: str, con
 def _explain_value(
     target: Callable[..., Any], name: str, value: Any, key: str, config: Config
 ) -> str:
+    parameter = _parameters(target).get(name)
+    wanted = _annotation(parameter.annotation) if parameter is not None else "another type"
     children = value if isinstance(value, list) else [value]
     for index, child in enumerate(children):
         path = f"{key}.{index}" if isinstance(value, list) else key
+        if isinstance(child, str) and _CLASS_PATH.fullmatch(child) and _wants_object(wanted):
+            child = {"class_path": child}
         if isinstance(child, dict) and "class_path" in child:
             inner = import_object(child["class_path"], f"{path}.class_path", config.where(path))
             problem = explain(inner, child.get("init_args") or {}, f"{path}.init_args", config)
             if problem:
                 return problem
-    parameter = _parameters(target).get(name)
-    wanted = _annotation(parameter.annotation) if parameter is not None else "another type"
     return f"{key} is {_short(value)} ({config.where(key)}), but {_name(target)} takes {wanted}"
+
+
+def _wants_object(annotation: str) -> bool:
+    words = {word for word in re.findall(r"\w+", annotation) if word not in _CONTAINERS}
+    return bool(words - _SIMPLE) and not words & {"str", "Any", "Literal", "any"}
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from jtlightning.task import Task
     from jtlightning.trainer.loaders import BatchSource
     from jtlightning.trainer.trainer import Trainer
+
+
+log = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -54,6 +58,15 @@ class FitLoop:
     def run(self) -> None:
         """Train until a limit, a stop request or a signal."""
         trainer = self.trainer
+        if self._finished():
+            log.warning(
+                "nothing is left to train after step %d of epoch %d: raise max_epochs (%s), "
+                "max_steps (%d) or max_time",
+                self.state.global_step,
+                self.state.epoch + 1,
+                trainer.max_epochs,
+                trainer.max_steps,
+            )
         self._sanity_check()
         self.hooks.call("on_train_start")
         while not self._finished():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from jtlightning.state import Stage
     from jtlightning.task import Task
     from jtlightning.trainer.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 #: Stage -> word in the names of its hooks, step and limit.
 WORDS = {"fit": "train", "validate": "validation", "test": "test", "predict": "predict"}
@@ -144,19 +147,23 @@ class Session:
         if wanted is None:
             return None
         if str(wanted) not in ("last", "best", "auto"):
-            path = Path(wanted)
-            if not path.is_file():
-                raise ValueError(
-                    f"ckpt_path: there is no file {path}; give a checkpoint, or last, best or auto"
-                )
-            return path
-        which: Literal["last", "best"] = "best" if str(wanted) == "best" else "last"
-        found = find_checkpoint(self.trainer.default_root_dir, which)
-        if found is None and str(wanted) != "auto":
+            return _existing(Path(wanted))
+        if str(wanted) == "auto" and self.stage != "fit":
             raise ValueError(
-                f"ckpt_path is {str(wanted)!r}, but no intact checkpoint lies below "
-                f"{self.trainer.default_root_dir}; give a path, or auto to start from scratch"
+                f"ckpt_path is 'auto', but without a checkpoint there is nothing to {self.stage}; "
+                "give a path, last or best"
             )
+        which: Literal["last", "best"] = "best" if str(wanted) == "best" else "last"
+        experiment = self.trainer.default_root_dir
+        found = find_checkpoint(experiment, which)
+        if found is None and str(wanted) != "auto":
+            scratch = ", or auto to start from scratch" if self.stage == "fit" else ""
+            raise ValueError(
+                f"ckpt_path is {str(wanted)!r}, but no intact checkpoint lies below {experiment}; "
+                f"give a path{scratch}"
+            )
+        if found is None:
+            log.info("no checkpoint to continue from below %s: starting from scratch", experiment)
         return found
 
     def _restore_weights(self) -> None:
@@ -169,6 +176,7 @@ class Session:
         snapshot.restore_weights(self.task, checkpoint, source)
         snapshot.restore_callbacks(trainer, checkpoint)
         snapshot.restore_counters(trainer, checkpoint)
+        log.info("loaded %s, saved after step %d", source, trainer.global_step)
 
     def _source(self, word: str, *, required: bool = True) -> BatchSource | None:
         """The loader of a stage, given or taken from the data module."""
@@ -229,3 +237,14 @@ class Session:
             assert trainer.run is not None
             logger.start(trainer.run, resumed_step=resumed_step)
             trainer.started_loggers.append(logger)
+
+
+def _existing(path: Path) -> Path:
+    """`path` where it is a file; what to give instead where it is a folder."""
+    if path.is_file():
+        return path
+    inside = sorted(path.glob("*.ckpt")) + sorted(path.glob("checkpoints/*.ckpt"))
+    if inside:
+        raise ValueError(f"ckpt_path: {path} is a folder; give a file of it, such as {inside[-1]}")
+    what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+    raise ValueError(f"ckpt_path: {what}; give a checkpoint, or last, best or auto")

@@ -95,7 +95,13 @@ def restore_weights(task: Task, checkpoint: Checkpoint, source: str) -> None:
         for name, array in checkpoint.tensors.items()
         if name.startswith(prefix)
     }
-    load_weights(task, weights, source=source)
+    load_weights(
+        task,
+        weights,
+        source=source,
+        remedy="A checkpoint fits the model that it was trained with; its configuration is inside "
+        "it (leave out --config), and in the folder of its run (config.yaml).",
+    )
 
 
 def restore_callbacks(trainer: Trainer, checkpoint: Checkpoint) -> None:

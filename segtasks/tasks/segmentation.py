@@ -64,7 +64,13 @@ class SegmentationTask(Task):
         self.pictures = pictures
         self.num_classes = int(model.num_classes)
         if weights is not None:
-            load_weights(model, read_weights(weights), source=weights, skip=skip_weights or ())
+            load_weights(
+                model,
+                read_weights(weights),
+                source=weights,
+                skip=skip_weights or (),
+                remedy="To keep the network's own values for a part, name it in `skip_weights`.",
+            )
 
     def setup(self, stage: str) -> None:
         """Compare model and data before any work.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jittor as jt
 import numpy as np
 import pytest
@@ -116,3 +118,20 @@ def test_clipping_by_norm_and_by_value(rng: np.random.Generator) -> None:
     gradients = [jt.array(a) for a in arrays]
     assert clip_gradients(gradients, 0.3, "value") is None
     np.testing.assert_array_equal(gradients[1].numpy(), arrays[1].clip(-0.3, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdamW(lr=-1.0), "AdamW.lr must be above 0, got -1.0"),
+        (lambda: AdamW(betas=(0.9, 1.0)), r"AdamW.betas must be from 0 to below 1, got \(0.9"),
+        (lambda: SGD(momentum=1.0), "SGD.momentum must be from 0 to below 1, got 1.0"),
+        (lambda: SGD(weight_decay=-0.1), "SGD.weight_decay must be at least 0"),
+        (lambda: ConstantSchedule(warmup_steps=-1), "warmup_steps must be at least 0, got -1"),
+        (lambda: PolySchedule(power=0.0), "PolySchedule.power must be above 0"),
+        (lambda: CosineSchedule(floor=2.0), "CosineSchedule.floor must be from 0 to 1"),
+    ],
+)
+def test_values_that_cannot_train_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

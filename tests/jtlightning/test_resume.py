@@ -111,9 +111,28 @@ def test_changed_data_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_a_missing_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=1)
-    for wanted, message in (("last", "no intact checkpoint"), ("x.ckpt", "there is no file")):
+    for wanted, message in (
+        ("last", "no intact checkpoint.*or auto to start"),
+        ("x.ckpt", "there is no file"),
+        (str(tmp_path), "is a folder; give a checkpoint"),
+    ):
         with pytest.raises(ValueError, match=message):
             trainer.fit(TinyTask(), datamodule=TinyData(), ckpt_path=wanted)
+    with pytest.raises(ValueError, match="nothing to test"):
+        trainer.test(TinyTask(), datamodule=TinyData(), ckpt_path="auto")
+
+
+def test_continuing_tells_from_where_and_when_nothing_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for message in ("starting from scratch", "last.ckpt, saved after step 1"):
+        make_trainer(tmp_path, max_steps=1).fit(TinyTask(), datamodule=TinyData(), ckpt_path="auto")
+        assert message in caplog.text
+    assert "nothing is left to train after step 1 of epoch 1" in caplog.text
+    (folder,) = tmp_path.iterdir()
+    with pytest.raises(ValueError, match=r"is a folder; give .*/checkpoints/last\.ckpt"):
+        make_trainer(tmp_path).fit(TinyTask(), datamodule=TinyData(), ckpt_path=folder)
 
 
 def test_another_model_s_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
@@ -126,5 +145,5 @@ def test_another_model_s_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     task = TinyTask()
     task.network = task.model
     del task.model
-    with pytest.raises(ValueError, match=r"network\.fc1\.weight"):
+    with pytest.raises(ValueError, match=r"network\.fc1\.weight[^$]*config\.yaml"):
         make_trainer(tmp_path, max_steps=2).fit(task, datamodule=TinyData(), ckpt_path="last")

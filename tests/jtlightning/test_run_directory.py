@@ -159,7 +159,7 @@ def test_without_kernel_locks_the_named_process_decides(tmp_path, monkeypatch, a
 
 def test_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunDirectoryError, match=r"file/exp.*default_root_dir"):
+    with pytest.raises(RunDirectoryError, match=r"file/exp.*trainer\.default_root_dir"):
         RunDirectory.create(tmp_path / "file" / "exp")
     with pytest.raises(RunDirectoryError, match="No such file"):
         RunDirectory.reopen(tmp_path / "none")
@@ -225,12 +225,13 @@ def test_weights_only_files_and_temporary_ones_are_left_out(tmp_path):
     assert find_checkpoint(tmp_path, "last") == good
 
 
-def test_runs_of_other_live_processes_are_left_out_but_not_our_own(tmp_path):
+def test_runs_of_other_live_processes_are_left_out_but_not_our_own(tmp_path, caplog):
     free = save(tmp_path / "a", "a.ckpt", 1)
     holder = Holder(tmp_path)
     try:
         theirs = save(holder.path, "b.ckpt", 3)
         assert find_checkpoint(tmp_path, "last") == free
+        assert f"left out: {holder.path}, as another process is running there" in caplog.text
         run = RunDirectory.create(tmp_path)
         ours = save(run.path, "c.ckpt", 2)
         assert find_checkpoint(tmp_path, "last") == ours

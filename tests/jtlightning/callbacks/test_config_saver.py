@@ -6,8 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from jtlightning.callbacks.config_saver import ConfigSaver
 from jtlightning.checkpoint.container import Checkpoint
+from jtlightning.checkpoint.errors import CheckpointError
 
 
 class _Log:
@@ -48,3 +51,9 @@ def test_loggers_and_checkpoints_get_the_configuration(tmp_path: Path) -> None:
 def test_run_without_a_folder_writes_nothing(tmp_path: Path) -> None:
     assert _start(None, 1) == [{"lr": 1}]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"file/config\.yaml: could not be written"):
+        _start(tmp_path / "file", 1)

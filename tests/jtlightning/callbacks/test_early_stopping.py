@@ -85,3 +85,12 @@ def test_unknown_monitor_lists_the_known_names(tmp_path: Path) -> None:
 def test_bad_arguments_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         EarlyStopping("val/loss", **options)
+
+
+def test_misspelt_metric_is_refused_before_training(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    trainer.metrics["val/loss"] = 1.0
+    EarlyStopping("val/loss").on_sanity_check_end(trainer, None)
+    EarlyStopping("train/loss").on_sanity_check_end(trainer, None)  # cannot be known yet
+    with pytest.raises(KeyError, match="val/los"):
+        EarlyStopping("val/los").on_sanity_check_end(trainer, None)

@@ -308,3 +308,14 @@ def test_keeping_none_leaves_only_last(tmp_path: Path) -> None:
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelCheckpoint(**options)
+
+
+@pytest.mark.parametrize("options", [{"monitor": "val/miuo"}, {"filename": "{step}-{val/miuo}"}])
+def test_misspelt_metric_is_refused_before_training(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    trainer = FakeTrainer(tmp_path)
+    trainer.metrics["val/miou"] = 0.5
+    ModelCheckpoint("val/miou").on_sanity_check_end(trainer, None)
+    with pytest.raises(KeyError, match="val/miuo"):
+        ModelCheckpoint(**options).on_sanity_check_end(trainer, None)

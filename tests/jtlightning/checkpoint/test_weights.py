@@ -184,3 +184,8 @@ def test_nothing_is_loaded_unless_all_fits():
         load_weights(model, weights, source="file")
     for name, array in export_weights(model).items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_remedy_is_the_caller_s():
+    with pytest.raises(WeightsError, match=r"do this instead$"):
+        match({}, remedy="do this instead")

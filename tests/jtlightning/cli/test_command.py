@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from jtlightning.checkpoint.container import Checkpoint, read_checkpoint, write_checkpoint
+from jtlightning.cli.command import capture_chatter
+from jtlightning.run_directory import RunDirectoryError
 
 Run = Callable[..., int]
 
@@ -200,7 +202,7 @@ def test_measured_metrics_are_printed(
     run("test", "--config", "demo.yaml")
     shown = capsys.readouterr()
     assert shown.out == "test/miou      0.25\ntest/accuracy  0.333333\n"
-    assert shown.err.startswith("test took 0.0 s, 0.0 s of it compiling")
+    assert "test took 0.0 s, 0.0 s of it compiling" in shown.err
 
 
 def test_words_of_yaml_1_1_are_words(run: Run, standins: ModuleType, tmp_path: Path) -> None:
@@ -283,3 +285,34 @@ def test_help_of_a_class_leaves_out_endless_lists(
     run("fit", "--task.help", "standins.SegTask")
     text = " ".join(capsys.readouterr().out.split())
     assert "Gives the logits. (required, type: <class 'Segmenter'>)" in text
+
+
+def test_experiment_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match=r"file/runs: .*trainer\.default_root_dir"):
+        capture_chatter(tmp_path / "file" / "runs")
+
+
+def test_folder_instead_of_a_checkpoint_is_refused(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("test", "--ckpt_path", str(tmp_path)) == 2
+    assert f"{tmp_path} is a folder; give a .ckpt file in it" in capsys.readouterr().err
+
+
+def test_other_data_for_a_checkpoint_say_what_it_needs(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", "demo.yaml") == 0
+    assert run("test", "--ckpt_path", "made.ckpt", "--data.num_classes", "9") == 2
+    assert "data.num_classes has to be 5 for this checkpoint" in capsys.readouterr().err
+
+
+def test_measuring_without_a_checkpoint_is_pointed_out(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("fit", "--config", "demo.yaml") == 0
+    assert run("test", "--ckpt_path", "made.ckpt") == 0
+    assert "no ckpt_path" not in caplog.text
+    assert run("test", "--config", "demo.yaml") == 0
+    assert "no ckpt_path is given" in caplog.text

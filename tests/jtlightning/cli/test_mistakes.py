@@ -115,6 +115,16 @@ def test_unknown_key_of_a_variable_names_it(
             "trainer.callbacks.0.init_args.monitor is missing; Stop needs it (str)",
         ),
         (
+            "trainer: {callbacks: [standins.Stopp]}",
+            "trainer.callbacks.0.class_path (my.yaml, line 1) is standins.Stopp, but standins has "
+            "no Stopp; did you mean Stop?",
+        ),
+        (
+            "trainer: {callbacks: [standins.Segmenter]}",
+            "trainer.callbacks.0.init_args.num_classes is missing; Segmenter needs it (int)\n"
+            "trainer.callbacks.0.init_args.drop is missing; Segmenter needs it (float)",
+        ),
+        (
             "task: {class_path: standins.Rooms, init_args: {root: x}}",
             "task.class_path is standins.Rooms (my.yaml, line 1), which is no subclass of "
             "standins.Task",
@@ -134,6 +144,7 @@ def test_wrong_value_names_key_value_and_expected_type(
     [
         ("standins.tinny", "but standins has no tinny; did you mean tiny?"),
         ("standin.tiny", "but there is no module standin; did you mean standins?"),
+        ("joson.tiny", "but there is no module joson; did you mean jason?"),
         (
             "jtlightning.callback.EMA",
             "there is no module jtlightning.callback; did you mean jtlightning.callbacks?",
@@ -142,8 +153,9 @@ def test_wrong_value_names_key_value_and_expected_type(
     ],
 )
 def test_unknown_class_suggests_the_nearest(
-    refused: Refused, class_path: str, message: str
+    refused: Refused, tmp_path: Path, class_path: str, message: str
 ) -> None:
+    (tmp_path / "jason.py").touch()  # our own file comes before Python's json
     text = refused("fit", "--config", "demo.yaml", "--task.model", class_path)
     assert text.startswith("task.init_args.model.class_path (command line) is ")
     assert message in text

@@ -15,7 +15,8 @@ def test_missing_loader_is_named_with_its_class():
     data.prepare_data()
     data.setup("fit")
     assert data.train_dataloader() == [1]
-    for name in ("val", "test", "predict"):
+    assert data.val_dataloader() is None
+    for name in ("test", "predict"):
         with pytest.raises(NotImplementedError, match=rf"OnlyTraining .* {name}_dataloader\(\)"):
             getattr(data, f"{name}_dataloader")()
     data.teardown("fit")
