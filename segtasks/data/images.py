@@ -7,6 +7,7 @@ files are checked to be whole before they are decoded.
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -64,6 +65,51 @@ def read_png_size(path: Path) -> tuple[int, int]:
     return int.from_bytes(header[20:24], "big"), int.from_bytes(header[16:20], "big")
 
 
+@dataclass(frozen=True)
+class PictureFormat:
+    """What the header of a picture tells: (height, width) in pixels, and bits per channel."""
+
+    size: tuple[int, int]
+    bits: int
+
+
+def verify_picture(path: Path) -> PictureFormat:
+    """Check that a picture is whole, without decoding it.
+
+    Raises:
+        DataError: it is missing, cut short or damaged.
+    """
+    with _opened(path) as stream:
+        data = stream.read()
+    problem = _damage(data)
+    if problem is None:
+        header = _png_header(data) if data.startswith(_PNG_SIGNATURE) else _jpeg_header(data)
+        if header is not None:
+            return header
+        problem = "the picture has no size"
+    raise _damaged(path, problem, data)
+
+
+def _png_header(data: bytes) -> PictureFormat | None:
+    height, width = (int.from_bytes(data[i : i + 4], "big") for i in (20, 16))
+    return PictureFormat((height, width), data[24])
+
+
+def _jpeg_header(data: bytes) -> PictureFormat | None:
+    """From the first frame; its marker is one of C0 to CF except three."""
+    position = len(_JPEG_START)
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (
+                int.from_bytes(data[position + i : position + i + 2], "big") for i in (5, 7)
+            )
+            return PictureFormat((height, width), data[position + 4])
+        fill = marker == 0xFF  # any number of these may come before a marker
+        position += 1 if fill else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
 def _decode(path: Path, flags: int) -> npt.NDArray[Any]:
     with _opened(path) as stream:
         data = stream.read()
@@ -76,7 +122,11 @@ def _decode(path: Path, flags: int) -> npt.NDArray[Any]:
         if image is not None:
             return image
         problem = "the picture cannot be decoded"
-    raise DataError(f"{path}: {problem} ({len(data)} bytes); copy or create the file again")
+    raise _damaged(path, problem, data)
+
+
+def _damaged(path: Path, problem: str, data: bytes) -> DataError:
+    return DataError(f"{path}: {problem} ({len(data)} bytes); copy or create the file again")
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from jtlightning.data.datamodule import DataModule
 from jtlightning.data.loader import Loader
 from segtasks.data.baseline import MajorityMap
+from segtasks.data.checks import check_samples
 from segtasks.data.classes import ClassNames, resolve_class_names
 from segtasks.data.epochs import OfficialEpoch
 from segtasks.data.images import ChannelOrder
@@ -67,6 +68,7 @@ class RGBDDataModule(DataModule):
             SUNRGBD); default: not padded.
         epoch_length: `plain`: every image at most once per epoch; `official`: one batch more, its
             rest filled with random images.
+        check_files: Verify all files of both splits before training; reads every one of them.
     """
 
     ignore_index = IGNORE_INDEX
@@ -93,6 +95,7 @@ class RGBDDataModule(DataModule):
         test_split: str = "test.txt",
         pad_validation: tuple[int, int] | None = None,
         epoch_length: Literal["plain", "official"] = "plain",
+        check_files: bool = True,
     ) -> None:
         check_num_classes(num_classes)
         if epoch_length not in ("plain", "official"):
@@ -114,6 +117,7 @@ class RGBDDataModule(DataModule):
         self.test_split = test_split
         self.epoch_length = epoch_length
         self.pad_validation = pad_validation
+        self.check_files = check_files
         self._train_transform = training_transform(self.crop_size, scales, mirror_probability)
         self._val_transform = validation_transform(pad_validation)
         self._open_split = partial(
@@ -138,11 +142,11 @@ class RGBDDataModule(DataModule):
         return shape, shape
 
     def setup(self, stage: str) -> None:
-        """Find the files of the splits that a stage needs.
+        """Find the files of the splits that a stage needs; before training, check them.
 
         Raises:
-            DataError: a file is missing, a split is empty, or images of several sizes would have
-                to share a validation batch.
+            DataError: a file is missing or damaged, a label is out of range, a split is empty, or
+                images of several sizes would have to share a validation batch.
         """
         if stage == "fit":
             training = self._dataset(self.train_split)
@@ -152,6 +156,8 @@ class RGBDDataModule(DataModule):
                     f"one batch of {self.batch_size}; set batch_size to {len(training)} or less"
                 )
         self._check_validation_sizes(self._dataset(self.test_split))
+        if stage == "fit" and self.check_files:
+            self._check_files()
 
     def train_dataloader(self) -> Loader:
         """Shuffled, transformed training batches."""
@@ -219,6 +225,17 @@ class RGBDDataModule(DataModule):
         )
         self._loaders.append(loader)
         return loader
+
+    def _check_files(self) -> None:
+        with _progress() as bar:
+            for split in dict.fromkeys((self.train_split, self.test_split)):
+                path = str(self.root / split)
+                task = bar.add_task(f"Checking the files of {path}")
+
+                def show(done: int, total: int, task: TaskID = task) -> None:
+                    bar.update(task, completed=done, total=total)
+
+                check_samples(self._dataset(split), path, show)
 
     def _check_validation_sizes(self, dataset: RGBDDataset) -> None:
         if self.val_batch_size == 1 and self.pad_validation is None:
@@ -294,7 +311,7 @@ class RoomsDataModule(RGBDDataModule):
 
     def prepare_data(self) -> None:
         """Render the scenes unless an earlier run has; interrupted, it leaves nothing behind."""
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with _progress() as bar:
             task = bar.add_task("Rendering rooms", visible=False)
 
             def show(done: int, total: int) -> None:
@@ -306,6 +323,12 @@ class RoomsDataModule(RGBDDataModule):
         """Find the scenes, after rendering them if need be."""
         self.prepare_data()
         super().setup(stage)
+
+
+def _progress() -> Progress:
+    """A bar that shows on a terminal only, and goes when it is done."""
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 def _cache_folder(cache_dir: str | None) -> Path:

@@ -14,6 +14,7 @@ from segtasks.data.images import (
     read_colour,
     read_grey,
     read_png_size,
+    verify_picture,
 )
 from segtasks.data.samples import IGNORE_INDEX, DataError, SegmentationSample
 from segtasks.data.splits import check_root, find_pictures, read_stems
@@ -23,7 +24,7 @@ class RGBDDataset:
     """RGB images, depth and labels of one split, read as DFormer's official code reads them.
 
     A sample `0` consists of the files `RGB/0.jpg`, `Depth/0.png` and `Label/0.png`. That all files
-    of the split exist is checked here; their contents are checked when they are read.
+    of the split exist is checked here; their contents by `check`, and when they are read.
 
     Attributes:
         stems: names of the samples, in the order of the split.
@@ -85,21 +86,22 @@ class RGBDDataset:
         image = read_colour(self.root / self._images[index], self.channel_order)
         depth = self.read_depth(index)
         label = self.read_label(index)
-        if not image.shape[:2] == depth.shape == label.shape:
-            sizes = ", ".join(
-                f"{name} is {array.shape[0]}x{array.shape[1]}"
-                for name, array in (
-                    (self._images[index], image),
-                    (self._depths[index], depth),
-                    (self._labels[index], label),
-                )
-            )
-            raise DataError(
-                f"{self.root}: the files of sample {self.stems[index]!r} differ in size "
-                f"(height x width): {sizes}; resize them to one size or take the sample out"
-            )
+        self._compare_sizes(index, image.shape[:2], depth.shape, label.shape)
         # Both model families read channel 0 only; official weights saw three equal channels.
         return SegmentationSample(image, np.dstack([depth] * 3), label, self.stems[index])
+
+    def check(self, index: int) -> None:
+        """Find what is wrong with a sample; image and depth are verified but not decoded.
+
+        Raises:
+            DataError: as reading it would.
+        """
+        image = verify_picture(self.root / self._images[index])
+        depth = verify_picture(self.root / self._depths[index])
+        if depth.bits > 8 and self._grey_of_raw is None:
+            self.read_depth(index)  # the message needs the values
+        label = self.read_label(index)
+        self._compare_sizes(index, image.size, depth.size, label.shape)
 
     def describe(self, index: int) -> str:
         """Name the files of a sample, for error messages."""
@@ -134,6 +136,16 @@ class RGBDDataset:
     def label_size(self, index: int) -> tuple[int, int]:
         """Height and width of a sample, from the header of its label alone."""
         return read_png_size(self.root / self._labels[index])
+
+    def _compare_sizes(self, index: int, *sizes: tuple[int, ...]) -> None:
+        if len(set(sizes)) == 1:
+            return
+        names = (self._images[index], self._depths[index], self._labels[index])
+        found = ", ".join(f"{n} is {s[0]}x{s[1]}" for n, s in zip(names, sizes, strict=True))
+        raise DataError(
+            f"{self.root}: the files of sample {self.stems[index]!r} differ in size "
+            f"(height x width): {found}; resize them to one size or take the sample out"
+        )
 
     def _wrong_label(self, path: Path, raw: int) -> str:
         if not self.label_shift:

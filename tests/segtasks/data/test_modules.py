@@ -289,3 +289,18 @@ def test_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         module.prepare_data()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["0", "8"])  # of the training and of the test split
+def test_damaged_files_are_found_before_training_unless_that_is_switched_off(
+    root, tmp_path, name, capsys
+):
+    make_module(root).setup("fit")
+    assert (
+        capsys.readouterr().err == ""
+    )  # no bar, not even an empty line, where there is no terminal
+    (tmp_path / f"Depth/{name}.png").write_bytes(b"")
+    make_module(root).setup("validate")
+    make_module(root, check_files=False).setup("fit")
+    with pytest.raises(DataError, match=rf"Depth/{name}\.png: the file is empty"):
+        make_module(root).setup("fit")
