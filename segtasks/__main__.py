@@ -22,14 +22,14 @@ TRAINER_COMMANDS = {
     "fit": "train a model, from scratch or from a checkpoint",
     "validate": "measure a model on the validation data",
     "test": "measure a model on the test data",
-    "predict": "run a model on data without labels",
+    "predict": "write what a model predicts for the test data",
 }
 
 #: Command -> (module with `main(argv) -> int`, what it does).
 COMMANDS = {
     "doctor": ("segtasks.commands.doctor", "say whether training can run here, and what to mend"),
     "audit": ("segtasks.commands.audit", "compare a model with recorded reference outputs"),
-    "data": ("segtasks.commands.data", "render the built-in scenes (rooms), check a data set"),
+    "data": ("segtasks.commands.data", "render the built-in scenes (data rooms)"),
 }
 
 
@@ -72,6 +72,7 @@ def _train(command: str, options: list[str]) -> int:
             Link("data.num_classes", "task.init_args.num_classes"),
         ],
         packages=PACKAGES,
+        offered=("segtasks.data", "segtasks.tasks", "jtlightning.callbacks"),
     )
 
 

@@ -46,6 +46,7 @@ def main(
     config_paths: Sequence[Path] = (),
     links: Sequence[Link] = (),
     packages: Sequence[str] = ("jtlightning",),
+    offered: Sequence[str] = (),
 ) -> int:
     """Run one of fit, validate, test and predict.
 
@@ -60,6 +61,7 @@ def main(
         config_paths: Folders in which `--config` finds files by name.
         links: Arguments of the task that are taken from the data.
         packages: Top-level packages whose errors are shown without a traceback.
+        offered: Modules whose public classes `--help` lists.
 
     Returns:
         0 when done, 1 after an error, 2 where the command line or the configuration is wrong.
@@ -81,7 +83,8 @@ def main(
         finder = ConfigFinder(tuple(config_paths))
         classes = (trainer_class, task_base, data_base)
         if arguments.help or arguments.class_help:
-            return _help(arguments, command, _program(prog, *classes), finder)
+            program = _program(prog, *classes)
+            return _help(arguments, command, program, finder.shipped(), offered)
         config = _configure(arguments, finder, prog)
         if trainer_class is None and not arguments.print_config:
             capture_chatter(Path(config.get("trainer.default_root_dir") or _experiment(arguments)))
@@ -120,11 +123,17 @@ def _program(
     )
 
 
-def _help(arguments: Arguments, command: str, program: Program, finder: ConfigFinder) -> int:
+def _help(
+    arguments: Arguments,
+    command: str,
+    program: Program,
+    shipped: Sequence[str],
+    offered: Sequence[str],
+) -> int:
     if arguments.class_help is not None:
         text = helping.class_help(*arguments.class_help)
     else:
-        text = helping.command_help(program, command, finder.shipped())
+        text = helping.command_help(program, command, shipped, offered)
     sys.stdout.write(f"{text.rstrip()}\n")
     return 0
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Sequence
+from importlib import import_module
 
 from jsonargparse import ArgumentParser
 
@@ -16,17 +18,19 @@ VERBS = {
     "fit": "train a task, from scratch or from a checkpoint",
     "validate": "measure a task on the validation data",
     "test": "measure a task on the test data",
-    "predict": "run a task on data without labels",
+    "predict": "run a task on the data for prediction",
 }
 
 _MOST_CLASSES = 20
+_INDENT = " " * 21
 _INTRODUCTION = """\
 {verb}
 
 how to say what to run:
   --config FILE      YAML with the sections trainer, data and task; several are laid on top of each
                      other, and `base: [FILE, ...]` in a file names those that it builds on.
-                     Found by path, or by name among: {shipped}
+                     Found by path, or by name among:
+{shipped}
   --KEY VALUE        set one value, such as --trainer.max_epochs 3 or --data.root DIR
                      (--LIST+=VALUE appends; {prefix}_TRAINER__MAX_EPOCHS=3 in the environment is
                      stronger than a file and weaker than an option)
@@ -37,11 +41,30 @@ how to say what to run:
 """
 
 
-def command_help(program: Program, command: str, shipped: Sequence[str]) -> str:
-    """The help of one command: how to configure it, then every argument."""
+def command_help(
+    program: Program, command: str, shipped: Sequence[str], offered: Sequence[str]
+) -> str:
+    """The help of one command: how to configure it, then every argument.
+
+    Args:
+        program: What is run.
+        command: Of `VERBS`.
+        shipped: Names of the configuration files that come with the program.
+        offered: Modules whose public classes are listed where an argument takes them.
+    """
+    for name in offered:
+        module = import_module(name)
+        for public in module.__all__:
+            getattr(module, public)  # packages are lazy, and only what is loaded can be listed
     introduction = _INTRODUCTION.format(
         verb=VERBS[command].capitalize() + ".",
-        shipped=", ".join(shipped) or "(none)",
+        shipped=textwrap.fill(
+            ", ".join(shipped) or "(none)",
+            width=100,
+            initial_indent=_INDENT,
+            subsequent_indent=_INDENT,
+            break_on_hyphens=False,
+        ),
         prefix=program.prog.upper(),
     )
     parser = program.parser(["trainer", *PARTS, "ckpt_path"], command)

@@ -38,7 +38,13 @@ def _add_rooms(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    rooms.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    rooms.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="a new or empty folder",
+    )
     rooms.add_argument("--train", type=int, default=96, help="number of training scenes")
     rooms.add_argument("--val", type=int, default=24, help="number of validation scenes")
     rooms.add_argument(

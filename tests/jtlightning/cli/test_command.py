@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from jtlightning.checkpoint.container import Checkpoint, read_checkpoint, write_checkpoint
-from jtlightning.cli.command import capture_chatter
+from jtlightning.cli.command import capture_chatter, main
 from jtlightning.run_directory import RunDirectoryError
 
 Run = Callable[..., int]
@@ -316,3 +316,19 @@ def test_measuring_without_a_checkpoint_is_pointed_out(
     assert "no ckpt_path" not in caplog.text
     assert run("test", "--config", "demo.yaml") == 0
     assert "no ckpt_path is given" in caplog.text
+
+
+def test_help_lists_offered_classes_even_of_a_lazy_package(
+    standins: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lazy.py").write_text(
+        "import standins\n__all__ = ['Extra']\ndef __getattr__(name):\n"
+        "    return type(name, (standins.Task,), {'__module__': __name__})\n"
+    )
+    classes = {
+        "task_base": standins.Task,
+        "data_base": standins.Data,
+        "trainer_class": standins.Trainer,
+    }
+    assert main(["fit", "--help"], prog="segtasks", **classes, offered=["lazy"]) == 0
+    assert "lazy.Extra" in capsys.readouterr().out
