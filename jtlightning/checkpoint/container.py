@@ -17,7 +17,7 @@ import numpy as np
 
 from jtlightning.checkpoint import layout
 from jtlightning.checkpoint.atomic import atomic_file
-from jtlightning.checkpoint.errors import CheckpointError
+from jtlightning.checkpoint.errors import RESTORE, CheckpointError
 from jtlightning.checkpoint.metadata import canonical_json, from_json, to_json
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
+_OTHER_PATH = "check the path"
 _CHUNK_BYTES = 4 * 2**20
 BFLOAT16 = "bfloat16"
 
@@ -135,7 +136,9 @@ def open_tensors(path: Path, *, sealed: bool) -> Iterator[tuple[BinaryIO, layout
             size = os.fstat(file.fileno()).st_size
             yield file, layout.read_header(file, path, size, sealed=sealed)
     except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+        reason = f"cannot be read: {error.strerror or error}"
+        wrong_path = isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
+        raise CheckpointError(path, reason, _OTHER_PATH if wrong_path else RESTORE) from error
 
 
 def read_tensor(file: BinaryIO, entry: layout.Entry, path: Path) -> np.ndarray:

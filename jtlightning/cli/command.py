@@ -115,9 +115,12 @@ def _program(
     prog: str, trainer_class: type | None, task_base: type | None, data_base: type | None
 ) -> Program:
     # Imported here: these bring Jittor, and mistakes in files are found faster without it.
+    if trainer_class is None:
+        trainer_class = import_module("jtlightning.trainer").Trainer
+        import_module("jtlightning.signals").reclaim()
     return Program(
         prog,
-        trainer_class or import_module("jtlightning.trainer").Trainer,
+        trainer_class,
         task_base or import_module("jtlightning.task").Task,
         data_base or import_module("jtlightning.data.datamodule").DataModule,
     )

@@ -45,6 +45,8 @@ def check(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"max_epochs is {arguments['max_epochs']}; it must be at least 0")
     if arguments["max_steps"] < -1:
         raise ValueError(f"max_steps is {arguments['max_steps']}; -1 means no limit")
+    if not 0 <= arguments["seed"] < 2**32:
+        raise ValueError(f"seed is {arguments['seed']}; it must be 0 to 4294967295")
     _check_clipping(arguments)
 
 

@@ -215,6 +215,7 @@ def test_predict_returns_every_batch(tmp_path: Path) -> None:
         ({"limit_val_batches": 1.5}, "limit_val_batches is 1.5"),
         ({"max_time": "2h"}, "DD:HH:MM:SS"),
         ({"gradient_clip_val": -1.0}, "gradient_clip_val is -1.0"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_arguments_without_a_meaning_are_refused(
