@@ -23,8 +23,6 @@ from segtasks.data.rooms import CLASS_NAMES, RoomsFolder
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", ROOT / "README_CN.md"]
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
-#: Made from measurements after everything else.
-PENDING = {"docs/images/demo.png", "docs/results.md"}
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -71,7 +69,7 @@ def links(page: Path) -> list[str]:
 def test_linked_files_exist(page: Path) -> None:
     targets = [(page.parent / name).resolve().relative_to(ROOT) for name in links(page)]
     missing = [t.as_posix() for t in targets if not (ROOT / t).exists()]
-    assert set(missing) <= PENDING
+    assert not missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

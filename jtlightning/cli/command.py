@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -70,6 +72,7 @@ def main(
         SystemExit: With 130 or 143, from the trainer, after a signal.
         Exception: What the user's own code raised.
     """
+    began = time.perf_counter()
     command, options = (argv[0], argv[1:]) if argv else ("", ())
     with_traceback = "--traceback" in options or os.environ.get(f"{prog.upper()}_TRACEBACK") == "1"
     try:
@@ -89,7 +92,11 @@ def main(
         if trainer_class is None and not arguments.print_config:
             capture_chatter(Path(config.get("trainer.default_root_dir") or _experiment(arguments)))
         _log_to_console(packages)
-        return _execute(command, arguments, config, _program(prog, *classes), links)
+        program = _program(prog, *classes)
+        if arguments.print_config:
+            return _print(config, program, links)
+        _tell_times(command, began, _execute(command, arguments, config, program, links))
+        return 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -179,29 +186,40 @@ def _experiment(arguments: Arguments) -> str:
     return f"runs/{Path(arguments.configs[-1]).stem if arguments.configs else 'default'}"
 
 
-def _execute(
-    command: str, arguments: Arguments, config: Config, program: Program, links: Sequence[Link]
-) -> int:
-    check_keys(config, program.trainer_class)
-    complete, still_open = hold_places(config, links)
-    values = program.resolve(complete)
-    if arguments.print_config:
-        for link in still_open:
-            _drop(values, link.target)
-        if config.get("trainer.default_root_dir") is None:
-            _drop(values, "trainer.default_root_dir")  # depends on the name of the file
-        if values["ckpt_path"] is None:
-            del values["ckpt_path"]
-        sys.stdout.write(dump(values))
-        return 0
-    if config.get("trainer.default_root_dir") is None and arguments.configs:
-        trainer_section = config.values["trainer"] = config.values.get("trainer") or {}
-        trainer_section["default_root_dir"] = _experiment(arguments)
-    _run(command, config, program, links)
+def _print(config: Config, program: Program, links: Sequence[Link]) -> int:
+    """Print every argument with its value, as a file that gives the same run."""
+    values, still_open = _resolve(config, program, links)
+    for link in still_open:
+        _drop(values, link.target)
+    if config.get("trainer.default_root_dir") is None:
+        _drop(values, "trainer.default_root_dir")  # depends on the name of the file
+    if values["ckpt_path"] is None:
+        del values["ckpt_path"]
+    sys.stdout.write(dump(values))
     return 0
 
 
-def _run(command: str, config: Config, program: Program, links: Sequence[Link]) -> None:
+def _resolve(
+    config: Config, program: Program, links: Sequence[Link]
+) -> tuple[dict[str, Any], list[Link]]:
+    """Check everything that can be checked without data."""
+    check_keys(config, program.trainer_class)
+    complete, still_open = hold_places(config, links)
+    return program.resolve(complete), still_open
+
+
+def _execute(
+    command: str, arguments: Arguments, config: Config, program: Program, links: Sequence[Link]
+) -> Path | None:
+    _resolve(config, program, links)
+    if config.get("trainer.default_root_dir") is None and arguments.configs:
+        trainer_section = config.values["trainer"] = config.values.get("trainer") or {}
+        trainer_section["default_root_dir"] = _experiment(arguments)
+    return _run(command, config, program, links)
+
+
+def _run(command: str, config: Config, program: Program, links: Sequence[Link]) -> Path | None:
+    """Build everything and run the command; returns the run's folder, if there is one."""
     from jtlightning.callbacks.config_saver import ConfigSaver
 
     trainer = program.build(config, "trainer")
@@ -213,15 +231,22 @@ def _run(command: str, config: Config, program: Program, links: Sequence[Link]) 
     trainer.callbacks.insert(0, ConfigSaver(values, dump(values)))
     if command != "fit" and ckpt_path is None:
         _log.warning("no ckpt_path is given: this is the model as its configuration builds it")
-    began, compiled = time.perf_counter(), runtime.compile_seconds()
     result = getattr(trainer, command)(task, datamodule=data, ckpt_path=ckpt_path)
     if command in ("validate", "test"):
         _print_metrics(result)
-    took, compiling = time.perf_counter() - began, runtime.compile_seconds() - compiled
-    where = f"; files in {trainer.run.path}" if trainer.run is not None else ""
+    return trainer.run.path if trainer.run is not None else None
+
+
+def _tell_times(command: str, began: float, folder: Path | None) -> None:
+    """Say where the time went, Jittor's compiling apart, and keep it in the run's folder."""
+    took, compiling = time.perf_counter() - began, runtime.compile_seconds()
+    where = f"; files in {folder}" if folder is not None else ""
     sys.stderr.write(  # not among the metrics
-        f"{command} took {took:.1f} s, {compiling:.1f} s of it compiling kernels{where}\n"
+        f"{command} took {took:.1f} s, {compiling:.1f} s of it compiling{where}\n"
     )
+    if folder is not None:
+        times = {"command": command, "seconds": round(took, 1), "compiling": round(compiling, 1)}
+        (folder / "times.json").write_text(json.dumps(times) + "\n")
 
 
 def _print_metrics(metrics: Mapping[str, float]) -> None:
