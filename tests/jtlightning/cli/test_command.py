@@ -325,7 +325,8 @@ def test_help_lists_offered_classes_even_of_a_lazy_package(
 ) -> None:
     (tmp_path / "lazy.py").write_text(
         "import standins\n__all__ = ['Extra']\ndef __getattr__(name):\n"
-        "    return type(name, (standins.Task,), {'__module__': __name__})\n"
+        "    globals()[name] = type(name, (standins.Task,), {'__module__': __name__})\n"
+        "    return globals()[name]\n"
     )
     classes = {
         "task_base": standins.Task,
