@@ -129,4 +129,17 @@ class _Guard:
             raise JittorNotReadyError(
                 "Jittor cannot be imported on this machine yet:\n" + "\n".join(lines), name=name
             )
+        _examine_floats()
         return None
+
+
+def _examine_floats() -> None:
+    """Let NumPy look at its floats before Jittor is there, and keep what it sees.
+
+    Jittor's libraries are built with fast-math, and loading them flushes subnormal numbers to
+    zero in the whole process: NumPy would warn of that at the first call that asks for limits.
+    """
+    import numpy  # Jittor imports it as well, a moment later
+
+    for kind in (numpy.float16, numpy.float32, numpy.float64):
+        numpy.finfo(kind)

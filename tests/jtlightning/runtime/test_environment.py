@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from jtlightning.runtime import environment, onednn
@@ -157,3 +158,10 @@ def test_an_unknown_name_is_an_attribute_error(run_python: RunPython) -> None:
 
 def test_no_more_kernel_compilers_than_cores(run_python: RunPython) -> None:
     assert int(prepared(run_python)["use_parallel_op_compiler"]) == min(os.cpu_count() or 1, 16)
+
+
+def test_numpy_s_float_limits_come_from_before_jittor() -> None:
+    import jittor  # noqa: F401 - flushes subnormals to zero
+
+    # Warnings are errors here, and finfo warns where it has to look now.
+    assert np.finfo(np.float64).smallest_subnormal > 0
