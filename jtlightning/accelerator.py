@@ -27,6 +27,20 @@ def select_device(accelerator: Accelerator) -> str:
             "accelerator=cuda, but Jittor runs without CUDA here; `segtasks doctor` tells why. "
             "Use accelerator=cpu or auto to train on the CPU"
         )
+    _flush_subnormals()
     device = "cuda" if jt.has_cuda and accelerator != "cpu" else "cpu"
     jt.flags.use_cuda = int(device == "cuda")
     return device
+
+
+def _flush_subnormals() -> None:
+    """Settle how this thread and those that it starts treat subnormal numbers: as zero.
+
+    Compilers link kernels so that loading one switches this on, but only for the thread that
+    loads it, and Jittor loads kernels in any of its threads: a resumed run could treat the
+    smallest numbers, such as young moments of Adam, differently from the run that it continues.
+    """
+    jt.flags.use_cuda = 0
+    with jt.flag_scope(use_parallel_op_compiler=0):
+        # Seven axes, so that no other code has loaded this kernel before.
+        (jt.ones((1, 1, 1, 1, 1, 1, 2)) * 1.375).sync()

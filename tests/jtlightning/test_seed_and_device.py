@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jittor as jt
 import numpy as np
 import pytest
@@ -44,3 +47,18 @@ def test_cuda_without_cuda_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match="segtasks doctor"):
         select_device("cuda")
     assert select_device("auto") == "cpu"
+
+
+def test_subnormal_numbers_are_treated_alike_in_every_process() -> None:
+    code = (
+        "import jtlightning, numpy as np, jittor as jt\n"
+        "from jtlightning.accelerator import select_device\n"
+        "{more}\n"
+        "select_device('cpu')\n"
+        "print(np.float64(5e-324) * 1.0)\n"
+    )
+    seen = set()
+    for more in ("", "(jt.rand(4) + 1).sync()", "(jt.rand((2, 3)) * 2).sum(0).sync()"):
+        command = [sys.executable, "-c", code.format(more=more)]
+        seen.add(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert len(seen) == 1
