@@ -116,13 +116,12 @@ def restore_callbacks(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 
 def restore_training(trainer: Trainer, checkpoint: Checkpoint, source: str) -> None:
-    """Restore optimizer, counters, metrics, data module and loggers."""
+    """Restore optimizer, metrics, data module and loggers; the position has been before."""
     driver = trainer.driver
     assert driver is not None
     tensors = {n: a for n, a in checkpoint.tensors.items() if n.startswith("optimizer/")}
     driver.load_tensors(tensors, source)
     metadata = checkpoint.metadata
-    restore_counters(trainer, checkpoint)
     trainer.metrics.load_state_dict(metadata["metrics"])
     for logger in trainer.loggers:
         if logger.state_key in metadata["loggers"]:
