@@ -11,6 +11,7 @@ from jtlightning.callbacks.base import Callback
 from jtlightning.callbacks.early_stopping import EarlyStopping
 from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
 from jtlightning.data.datamodule import DataModule
+from jtlightning.optim import SGD
 from jtlightning.trainer import NonFiniteLossError, Trainer
 from tests.jtlightning.tiny import TinyData, TinyTask, parameters_of
 
@@ -42,7 +43,7 @@ def test_training_lowers_the_loss_and_moves_statistics(tmp_path: Path) -> None:
     before = parameters_of(task)
     trainer.fit(task, datamodule=TinyData(batch_size=12))  # batches of 4 are too noisy
     after = parameters_of(task)
-    assert np.mean(losses.losses[-6:]) < 0.6 * np.mean(losses.losses[:6])
+    assert np.mean(losses.losses[-6:]) < 0.5 * np.mean(losses.losses[:6])
     assert all((before[name] != after[name]).any() for name in before)
     assert trainer.global_step == 60
 
@@ -51,6 +52,11 @@ def test_accumulated_windows_step_like_one_large_batch(tmp_path: Path) -> None:
     class Deterministic(TinyTask):
         def on_fit_start(self) -> None:
             self.model.bn.is_train = self.model.drop.is_train = False
+
+        def configure_optimizers(self) -> Any:
+            # Not Adam, which steps alike whatever the scale of the gradient.
+            trained = [p for p in self.model.parameters() if not p.is_stop_grad()]
+            return SGD(lr=0.1).build([{"params": trained}])
 
     weights = []
     for batch_size, accumulate in ((12, 1), (4, 3)):
@@ -71,7 +77,7 @@ def test_accumulated_windows_step_like_one_large_batch(tmp_path: Path) -> None:
         assert trainer.global_step == 4
         weights.append(parameters_of(task))
     for name in weights[0]:
-        # Adam's first steps have the size of the rate whatever the gradient's, so rounding shows.
+        # Sums in another order: a few float32 roundings of weights up to 8.
         np.testing.assert_allclose(weights[0][name], weights[1][name], atol=2e-5, err_msg=name)
 
 
