@@ -8,11 +8,12 @@ BUILD := build
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install install-dev test test-slow lint clean
+.PHONY: help demo install install-dev test test-slow test-torture lint clean
 
 help:
 	@echo "make demo       train DFormer-Tiny on rendered RGB-D scenes and show what it learnt"
 	@echo "make test       the quick tests        make test-slow  the long ones"
+	@echo "make test-torture  kill, corrupt and starve runs (TORTURE=full: every repetition)"
 	@echo "make lint       format, lint, types and import contracts"
 	@echo "make clean      remove .venv and build/ (compiled kernels are in ~/.cache/jittor)"
 
@@ -55,7 +56,10 @@ test: install-dev
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: install-dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not torture"
+
+test-torture: install-dev
+	$(BIN)/python -m pytest -m "torture and not gpu" tests/torture
 
 lint: install-dev
 	$(BIN)/ruff format --check .
