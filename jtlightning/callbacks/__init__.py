@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
     from jtlightning.callbacks.nan_guard import NaNGuard
     from jtlightning.callbacks.progress import RichProgressBar
+    from jtlightning.callbacks.save_on_exception import SaveOnException
     from jtlightning.callbacks.summary import ModelSummary
     from jtlightning.callbacks.throughput import Throughput
     from jtlightning.callbacks.timer import Timer
@@ -30,6 +31,7 @@ __all__ = [
     "ModelSummary",
     "NaNGuard",
     "RichProgressBar",
+    "SaveOnException",
     "Throughput",
     "Timer",
 ]
@@ -45,6 +47,7 @@ _MODULES = {
     "ModelSummary": "summary",
     "NaNGuard": "nan_guard",
     "RichProgressBar": "progress",
+    "SaveOnException": "save_on_exception",
     "Throughput": "throughput",
     "Timer": "timer",
 }
