@@ -89,6 +89,15 @@ class MetricLog(Mapping[str, float]):
         """Set values that are numbers already, such as those that callbacks compute."""
         self._values.update(values)
 
+    @property
+    def held(self) -> int:
+        """Number of logged values that have not been read yet."""
+        return len(self._pending)
+
+    def drop_after(self, held: int) -> None:
+        """Forget what has been logged since `held` was this number."""
+        del self._pending[held:]
+
     def detach(self) -> None:
         """Cut what is held from the graph of its step; call it right after the boundary."""
         for record in self._pending:

@@ -199,8 +199,14 @@ class OptimizerDriver:
     Args:
         optimizer: Any of `jt.optim`.
         schedule: Factor of every group's own learning rate, or None for a constant 1.
-        total_steps: Updates of the whole run, for the schedule.
+        total_steps: As the attribute.
         names: Name of each parameter by `id`, for state and messages.
+        first_group: Number of its first parameter group, counted over all optimizers of the run.
+
+    Attributes:
+        updates: Updates done by this optimizer.
+        total_steps: Updates of the whole run, for the schedule.
+        forced_rate: Learning rate by step in place of the schedule's, for trials.
     """
 
     def __init__(
@@ -209,18 +215,35 @@ class OptimizerDriver:
         schedule: Schedule | None,
         total_steps: int,
         names: Mapping[int, str],
+        first_group: int = 0,
     ) -> None:
         self.optimizer = optimizer
+        self.updates = 0
+        self.total_steps = total_steps
+        self.forced_rate: Callable[[int], float] | None = None
+        self._first_group = first_group
         self._schedule = schedule
-        self._total_steps = total_steps
         self._names = names
         self._base_rates = [float(g.get("lr", optimizer.lr)) for g in optimizer.param_groups]
 
     def set_rates(self, step: int) -> None:
         """Write the rates for update number `step` into every group."""
-        factor = 1.0 if self._schedule is None else self._schedule(step, self._total_steps)
+        factor = 1.0 if self._schedule is None else self._schedule(step, self.total_steps)
+        if self.forced_rate is not None:
+            factor = self.forced_rate(step) / self._base_rates[0]
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * factor
+
+    def set_base_rate(self, rate: float) -> None:
+        """Make `rate` the first group's learning rate before the schedule; others keep their ratio.
+
+        Raises:
+            ValueError: The rate is not above 0.
+        """
+        if not rate > 0:
+            raise ValueError(f"a learning rate must be above 0, got {rate}")
+        factor = rate / self._base_rates[0]
+        self._base_rates = [base * factor for base in self._base_rates]
 
     def describe_schedule(self) -> str:
         """The schedule as text, for the record in a checkpoint."""
@@ -245,19 +268,29 @@ class OptimizerDriver:
             if not p.is_stop_grad()
         ]
 
-    def step(self, updates_done: int) -> None:
+    def parameters(self) -> list[jt.Var]:
+        """All that the optimizer holds, frozen ones too."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def groups(self) -> range:
+        """The numbers of its parameter groups, counted over all optimizers of the run."""
+        return range(self._first_group, self._first_group + len(self.optimizer.param_groups))
+
+    def step(self) -> None:
         """Update the parameters from the accumulated gradients."""
-        self.optimizer.n_step = updates_done + 1
+        self.updates += 1
+        self.optimizer.n_step = self.updates
         try:
             self.optimizer.step()
         finally:
             # Left at 1 by an exception inside `step`, it would reorder all later operations.
             jt.flags.node_order = 0
 
-    def _moments(self) -> dict[str, jt.Var]:
+    def moments(self) -> dict[str, jt.Var]:
         """Name in a checkpoint -> Var, for every per-parameter buffer of the optimizer."""
         moments = {}
-        for index, group in enumerate(self.optimizer.param_groups):
+        for index, group in zip(self.groups, self.optimizer.param_groups, strict=True):
             params = group["params"]
             for key, values in group.items():
                 if key in ("params", "grads") or not _is_buffer_list(values, len(params)):
@@ -270,7 +303,7 @@ class OptimizerDriver:
 
     def state_tensors(self) -> dict[str, np.ndarray]:
         """Every moment as an array; read it at a step boundary only."""
-        moments = self._moments()
+        moments = self.moments()
         return dict(zip(moments, jt.fetch_sync(list(moments.values())), strict=True))
 
     def load_tensors(self, tensors: Mapping[str, np.ndarray], source: str) -> None:
@@ -279,7 +312,7 @@ class OptimizerDriver:
         Raises:
             OptimizerStateError: Names or shapes differ; nothing has been changed then.
         """
-        moments = self._moments()
+        moments = self.moments()
         missing = sorted(set(moments) - set(tensors))
         unknown = sorted(set(tensors) - set(moments))
         shapes = [
@@ -311,24 +344,3 @@ def _some(names: list[str]) -> str:
         return "none"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def clip_gradients(gradients: list[jt.Var], limit: float, algorithm: str) -> jt.Var | None:
-    """Clip in place, lazily, and return the norm before clipping (None for `value`).
-
-    Args:
-        gradients: The gradients.
-        limit: Largest global L2 norm, or largest magnitude of an element.
-        algorithm: `norm` or `value`.
-    """
-    if algorithm == "value":
-        for gradient in gradients:
-            gradient.update(jt.clamp(gradient, -limit, limit))
-        return None
-    # Summed tensor by tensor: Jittor's own clipping concatenates a copy of all gradients.
-    total = sum(jt.sqr(g).sum() for g in gradients)
-    norm = jt.sqrt(total)
-    factor = jt.minimum(limit / (norm + 1e-6), 1.0)
-    for gradient in gradients:
-        gradient.update(gradient * factor)
-    return norm

@@ -21,6 +21,9 @@ class Task(nn.Module):
     of the task, and its parameters are saved under the attribute's name.
     """
 
+    #: False: `training_step` calls `manual_backward` and `optimizer_step` itself, for several
+    #: optimizers (a GAN, say). One call of it is one step of the run then.
+    automatic_optimization: bool = True
     _trainer: Trainer | None = None
 
     @property
@@ -56,10 +59,34 @@ class Task(nn.Module):
     def configure_optimizers(self) -> Any:
         """The optimizer of `jt.optim`, or a pair of it and a `Schedule`.
 
+        With manual optimisation also a list of several of these.
         Called once, when the data is known: `self.trainer.estimated_stepping_batches` is the
         number of updates of the run.
         """
         raise NotImplementedError(f"{type(self).__name__} needs configure_optimizers()")
+
+    def optimizers(self) -> Any:
+        """What `configure_optimizers` returned: the optimizer, or the list of several."""
+        found = self.trainer.optimizers
+        return found[0] if len(found) == 1 else found
+
+    def manual_backward(self, loss: jt.Var, optimizer: jt.optim.Optimizer) -> None:
+        """Add the gradients of `loss` to those of the parameters that `optimizer` holds.
+
+        Call it, as `optimizer_step`, from `training_step` of a task with
+        `automatic_optimization = False`.
+        """
+        trainer = self.trainer
+        trainer.stepper.backward(loss, trainer.driver_of(optimizer))
+
+    def optimizer_step(self, optimizer: jt.optim.Optimizer) -> None:
+        """Update the parameters of `optimizer` from their gradients, at its schedule's rate.
+
+        Losses and gradients are checked before: one that is not finite is an error, and nothing
+        has been updated by this call.
+        """
+        trainer = self.trainer
+        trainer.stepper.optimize(trainer.driver_of(optimizer))
 
     def log(
         self,

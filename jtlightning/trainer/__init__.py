@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jtlightning.trainer.fit import NonFiniteLossError
+from jtlightning.trainer.step import NonFiniteGradientError, NonFiniteLossError
 from jtlightning.trainer.trainer import Trainer
 
-__all__ = ["NonFiniteLossError", "Trainer"]
+__all__ = ["NonFiniteGradientError", "NonFiniteLossError", "Trainer"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import jittor as jt
@@ -45,31 +44,45 @@ def enter_training_mode(task: Task) -> None:
 
 
 def evaluate(
-    trainer: Trainer, task: Task, source: BatchSource, stage: str, limit: int
+    trainer: Trainer,
+    task: Task,
+    source: BatchSource,
+    stage: str,
+    limit: int,
+    *,
+    collect: bool = False,
 ) -> list[Any]:
     """Run `stage` (validation, test or predict) over at most `limit` batches.
 
-    Returns the outputs of `predict_step`; for the other stages an empty list.
+    Returns the outputs of the steps where `collect` asks for them, else an empty list.
     """
     hooks = trainer.hooks
     step = getattr(task, f"{stage}_step")
     outputs = []
     trainer.evaluating = stage
+    place = f"{type(task).__name__}.{stage}_step"
     hooks.call(f"on_{stage}_start")
     with evaluation_mode(task), jt.no_grad():
         hooks.call(f"on_{stage}_epoch_start")
         batches = source.batches(0, 0, seed=trainer.seed)
-        for index, batch in enumerate(islice(batches, limit)):
+        for index in range(limit):
+            with trainer.observe(f"{stage}_next_batch"):
+                batch = next(batches, None)
+            if batch is None:
+                break
             # The same randomness at every validation, whatever training did before.
             reseed(trainer.seed, stage, index)
             trainer.enter_batch(batch)
-            batch = to_device(batch)
+            with trainer.observe("to_device"):
+                batch = to_device(batch)
             hooks.call(f"on_{stage}_batch_start", batch, index)
-            output = step(batch, index)
+            with trainer.observe(place):
+                output = step(batch, index)
             hooks.call(f"on_{stage}_batch_end", output, batch, index)
-            jt.sync_all()
+            with trainer.observe("synchronize"):
+                jt.sync_all()
             trainer.metrics.detach()
-            if stage == "predict":
+            if collect:
                 outputs.append(output)
             if (index + 1) % FETCH_EVERY == 0:
                 trainer.metrics.fetch()

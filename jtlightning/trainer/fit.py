@@ -1,22 +1,16 @@
-"""The training loop: epochs of micro-batches, an update per window, and the step boundary."""
+"""The training loop: epochs of micro-batches, validations between them, and when to end."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import jittor as jt
-
-from jtlightning.optim import clip_gradients
-from jtlightning.seed import reseed
-from jtlightning.trainer.device import to_device
 from jtlightning.trainer.evaluate import evaluate
+from jtlightning.trainer.step import Stepper
 
 if TYPE_CHECKING:
-    from jtlightning.optim import OptimizerDriver
     from jtlightning.task import Task
     from jtlightning.trainer.loaders import BatchSource
     from jtlightning.trainer.trainer import Trainer
@@ -25,38 +19,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; the parameters are those of the update before."""
-
-
 class FitLoop:
     """Runs `Trainer.fit` once everything is set up; the order is that of one step, exactly.
 
     Args:
         trainer: Whose arguments and counters are used.
         task: What is trained.
-        driver: Its optimizer.
         train: Training batches.
         val: Validation batches, or None.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        task: Task,
-        driver: OptimizerDriver,
-        train: BatchSource,
-        val: BatchSource | None,
+        self, trainer: Trainer, task: Task, train: BatchSource, val: BatchSource | None
     ) -> None:
-        self.trainer, self.task, self.driver = trainer, task, driver
+        self.trainer, self.task = trainer, task
         self.train, self.val = train, val
         self.hooks, self.state = trainer.hooks, trainer.state
-        self._check_finite = not trainer.barebones
-        self._window_done = 0  # micro-batches of the open accumulation window
-        self._window_size = 1
+        self.stepper = trainer.stepper = Stepper(trainer, task, trainer.hooks)
 
     def run(self) -> None:
         """Train until a limit, a stop request or a signal."""
+        try:
+            self._run()
+        except BaseException:
+            # What runs after an error finds the last step boundary, where that is possible.
+            self.stepper.boundary.roll_back()
+            raise
+
+    def _run(self) -> None:
         trainer = self.trainer
         if self._finished():
             log.warning(
@@ -121,7 +111,8 @@ class FitLoop:
         try:
             while self.state.batch_in_epoch < trainer.num_training_batches:
                 start = time.perf_counter()
-                batch = next(batches, None)
+                with trainer.observe("train_next_batch"):
+                    batch = next(batches, None)
                 trainer.data_wait_s += time.perf_counter() - start
                 if batch is None:
                     return
@@ -131,20 +122,12 @@ class FitLoop:
                 batches.close()
 
     def _run_batch(self, batch: Any) -> None:
-        """One micro-batch, and the update and boundary where it completes the window."""
+        """One micro-batch; where it completes a step, what belongs behind the boundary."""
         trainer, state = self.trainer, self.state
         index = state.batch_in_epoch
-        if self._window_done == 0:
-            left = trainer.num_training_batches - index
-            self._window_size = min(trainer.accumulate_grad_batches, left)
         trainer.enter_batch(batch)
         trainer.samples_seen += trainer.batch_size
-        trainer.at_step_boundary = False
-        batch, outputs = self._forward_backward(batch, index)
-        self._window_done += 1
-        if self._window_done == self._window_size:
-            self._update()
-        state.batch_in_epoch += 1
+        batch, outputs = self.stepper.run(batch, index)
         state.validation_due = state.validation_due or self._validation_falls_here()
         trainer.read_clock()
         if trainer.should_log:
@@ -155,50 +138,6 @@ class FitLoop:
             self._validate()
         if trainer.at_step_boundary:
             trainer.honour_stop_requests()
-
-    def _forward_backward(self, batch: Any, index: int) -> tuple[Any, Any]:
-        trainer, optimizer = self.trainer, self.driver.optimizer
-        reseed(trainer.seed, self.state.global_step, self._window_done, 0)
-        batch = to_device(batch)
-        self.hooks.call("on_train_batch_start", batch, index)
-        trainer.in_training_step = True
-        outputs = self.task.training_step(batch, index)
-        trainer.in_training_step = False
-        loss = _loss_of(outputs, self.task)
-        share = loss / self._window_size if self._window_size > 1 else loss
-        self.hooks.call("on_before_backward", share)
-        optimizer.backward(share)
-        self.hooks.call("on_after_backward")
-        # Left unsynced, every micro-batch of the window would keep its graph alive.
-        jt.sync([*(g for _, g in self.driver.gradients()), loss])
-        if self._check_finite and not math.isfinite(loss.item()):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} in epoch {self.state.epoch}, batch {index}, at step "
-                f"{self.state.global_step}{_names_of(batch)}; nothing was updated with it. Look at "
-                "this batch and at the learning rate, or clip gradients (gradient_clip_val)"
-            )
-        return batch, outputs
-
-    def _update(self) -> None:
-        """Clip, update, average; then the step boundary, after which values may be read."""
-        trainer, state = self.trainer, self.state
-        self.driver.set_rates(state.global_step)
-        self.hooks.call("on_before_optimizer_step", self.driver.optimizer)
-        if trainer.gradient_clip_val is not None:
-            norm = clip_gradients(
-                [g for _, g in self.driver.gradients()],
-                trainer.gradient_clip_val,
-                trainer.gradient_clip_algorithm,
-            )
-            if norm is not None:
-                trainer.record("train/grad_norm", norm, True, False, False, 1)
-        self.driver.step(state.global_step)
-        self.hooks.call("on_after_optimizer_step", self.driver.optimizer)
-        jt.sync_all()
-        trainer.metrics.detach()
-        self._window_done = 0
-        state.global_step += 1
-        trainer.at_step_boundary = True
 
     def _validation_falls_here(self) -> bool:
         """Whether the cadence puts a validation behind the micro-batch just done."""
@@ -226,20 +165,3 @@ class FitLoop:
         self.hooks.call_after_task("on_train_epoch_end")
         trainer.flush_logs()
         trainer.honour_stop_requests()
-
-
-def _loss_of(outputs: Any, task: Task) -> jt.Var:
-    loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-    if not isinstance(loss, jt.Var) or loss.numel() != 1:
-        what = tuple(loss.shape) if isinstance(loss, jt.Var) else type(loss).__name__
-        raise ValueError(
-            f"{type(task).__name__}.training_step must return a scalar jt.Var or a dict with it "
-            f"as 'loss', got {what}"
-        )
-    return loss
-
-
-def _names_of(batch: Any) -> str:
-    """The samples' names for a message, where the batch carries them."""
-    names = getattr(batch, "names", None)
-    return f" (samples {', '.join(map(str, names[:8]))})" if names else ""

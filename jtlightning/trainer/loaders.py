@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """What the trainer needs of a loader; `jtlightning.data.Loader` is one."""
 
@@ -43,7 +44,7 @@ def as_source(loader: Any, name: str) -> BatchSource:
     Raises:
         ValueError: It is neither a loader nor an iterable with a length.
     """
-    if hasattr(loader, "batches"):
+    if isinstance(loader, BatchSource):
         return loader
     if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__"):
         raise ValueError(

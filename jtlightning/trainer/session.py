@@ -18,6 +18,7 @@ from jtlightning.trainer.evaluate import enter_training_mode, evaluate
 from jtlightning.trainer.fit import FitLoop
 from jtlightning.trainer.hooks import Hooks
 from jtlightning.trainer.loaders import BatchSource, as_source, count_batches
+from jtlightning.trainer.trial import run_trial
 
 if TYPE_CHECKING:
     from jtlightning.data.datamodule import DataModule
@@ -55,11 +56,14 @@ class Session:
         trainer.reset()
         trainer.stage, trainer.task, trainer.datamodule = stage, task, datamodule
         trainer.hooks = Hooks(trainer, task, trainer.callbacks)
+        trainer.session = self
         self.trainer, self.stage, self.task = trainer, stage, task
         self._loaders, self._datamodule, self._ckpt_path = loaders, datamodule, ckpt_path
         self._source_file: Path | None = None
         self._checkpoint: Checkpoint | None = None
         self._sources: list[BatchSource] = []
+        self._train: BatchSource
+        self._val: BatchSource | None = None
 
     def run(self, body: Callable[[], None]) -> None:
         """Set up, restore, run `body`, and take down whatever happens."""
@@ -84,11 +88,10 @@ class Session:
     def fit(self) -> None:
         """The body of `Trainer.fit`."""
         trainer = self.trainer
-        train = self._source("train")
-        val = self._source("validation", required=False)
-        assert train is not None
+        train = self._train = self._require_source("train")
+        val = self._val = self._source("validation")
         self._count(train, val)
-        driver = trainer.driver = self._make_driver()
+        trainer.drivers = self._make_drivers()
         resumed = None
         if self._checkpoint is not None:
             snapshot.restore_training(trainer, self._checkpoint, str(self._source_file))
@@ -97,18 +100,39 @@ class Session:
         self._start_loggers(resumed)
         enter_training_mode(self.task)
         trainer.start_clock()
+        trainer.at_step_boundary = True
         trainer.hooks.call("on_fit_start")
-        FitLoop(trainer, self.task, driver, train, val).run()
+        FitLoop(trainer, self.task, self._train, val).run()
         trainer.hooks.call("on_fit_end")
 
-    def evaluate(self) -> list[Any]:
-        """The body of the other entry points; returns predictions."""
+    def trial(
+        self, steps: int, learning_rate: Callable[[int], float] | None, loader: Any
+    ) -> list[float]:
+        """The body of `Trainer.trial`."""
+        if loader is None:
+            return run_trial(self.trainer, self.task, self._train, steps, learning_rate)
+        source = as_source(loader, "the loader of the trial")
+        try:
+            return run_trial(self.trainer, self.task, source, steps, learning_rate)
+        finally:
+            source.close()
+
+    def replace_train_loader(self, loader: Any) -> None:
+        """The body of `Trainer.replace_train_loader`."""
+        self._train.close()
+        self._train = as_source(loader, "the train dataloader")
+        self._sources.append(self._train)
+        self._count(self._train, self._val)
+        for driver in self.trainer.drivers:
+            driver.total_steps = self.trainer.estimated_stepping_batches
+
+    def evaluate(self, *, collect: bool = False) -> list[Any]:
+        """The body of the other entry points; returns predictions where they are collected."""
         trainer, word = self.trainer, WORDS[self.stage]
-        source = self._source(word)
-        assert source is not None
+        source = self._require_source(word)
         limit = count_batches(trainer.limits[word], len(source), f"limit_{word}_batches")
         self._start_loggers(trainer.state.global_step)
-        return evaluate(trainer, self.task, source, word, limit)
+        return evaluate(trainer, self.task, source, word, limit, collect=collect)
 
     def _take_down(self, status: str) -> None:
         trainer = self.trainer
@@ -178,20 +202,25 @@ class Session:
         snapshot.restore_counters(trainer, checkpoint)
         log.info("loaded %s, saved after step %d", source, trainer.global_step)
 
-    def _source(self, word: str, *, required: bool = True) -> BatchSource | None:
-        """The loader of a stage, given or taken from the data module."""
+    def _source(self, word: str) -> BatchSource | None:
+        """The loader of a stage, given or taken from the data module; None without one."""
         name = "val" if word == "validation" else word
         loader = self._loaders[word]
         if loader is None and self._datamodule is not None:
             loader = getattr(self._datamodule, f"{name}_dataloader")()
         if loader is None:
-            if required:
-                raise ValueError(
-                    f"Trainer.{self.stage} needs a {name} dataloader or a datamodule that has one"
-                )
             return None
         source = as_source(loader, f"the {name} dataloader")
         self._sources.append(source)
+        return source
+
+    def _require_source(self, word: str) -> BatchSource:
+        source = self._source(word)
+        if source is None:
+            name = "val" if word == "validation" else word
+            raise ValueError(
+                f"Trainer.{self.stage} needs a {name} dataloader or a datamodule that has one"
+            )
         return source
 
     def _count(self, train: BatchSource, val: BatchSource | None) -> None:
@@ -218,18 +247,36 @@ class Session:
             )
         trainer.val_check_batch = interval
 
-    def _make_driver(self) -> OptimizerDriver:
-        task = self.task
+    def _make_drivers(self) -> list[OptimizerDriver]:
+        task, trainer = self.task, self.trainer
         made = task.configure_optimizers()
-        optimizer, schedule = made if isinstance(made, tuple) else (made, None)
-        if not isinstance(optimizer, jt.optim.Optimizer):
+        several = made if isinstance(made, list) else [made]
+        if task.automatic_optimization and len(several) != 1:
             raise ValueError(
-                f"{type(task).__name__}.configure_optimizers must return an optimizer of jt.optim "
-                f"or a pair (optimizer, schedule), got {type(optimizer).__name__}"
+                f"{type(task).__name__}.configure_optimizers returned {len(several)} optimizers; "
+                "that needs `automatic_optimization = False` and a training_step that calls "
+                "manual_backward and optimizer_step"
+            )
+        if not task.automatic_optimization and trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "accumulate_grad_batches is for automatic optimisation; with manual optimisation "
+                "call optimizer_step when enough gradients have been added"
             )
         names = {id(p): name for name, p in task.named_parameters()}
-        total = self.trainer.estimated_stepping_batches
-        return OptimizerDriver(optimizer, schedule, total, names)
+        total = trainer.estimated_stepping_batches
+        drivers: list[OptimizerDriver] = []
+        group = 0
+        for entry in several:
+            optimizer, schedule = entry if isinstance(entry, tuple) else (entry, None)
+            if not isinstance(optimizer, jt.optim.Optimizer):
+                raise ValueError(
+                    f"{type(task).__name__}.configure_optimizers must return an optimizer of "
+                    "jt.optim or a pair (optimizer, schedule), or with manual optimisation a list "
+                    f"of these, got {type(optimizer).__name__}"
+                )
+            drivers.append(OptimizerDriver(optimizer, schedule, total, names, group))
+            group += len(optimizer.param_groups)
+        return drivers
 
     def _start_loggers(self, resumed_step: int | None) -> None:
         trainer = self.trainer

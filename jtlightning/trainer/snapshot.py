@@ -14,17 +14,19 @@ import numpy as np
 
 from jtlightning.checkpoint.container import Checkpoint
 from jtlightning.checkpoint.weights import load_weights
+from jtlightning.optim import OptimizerStateError
 
 if TYPE_CHECKING:
+    from jtlightning.optim import OptimizerDriver
     from jtlightning.task import Task
-    from jtlightning.trainer.trainer import Trainer
+    from jtlightning.trainer.running import Running
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 
 
-def capture(trainer: Trainer, task: Task, *, weights_only: bool = False) -> Checkpoint:
+def capture(trainer: Running, task: Task, *, weights_only: bool = False) -> Checkpoint:
     """Everything that resuming needs; call it at a step boundary only."""
     named = dict(task.named_parameters())
     arrays = jt.fetch_sync(list(named.values()))
@@ -44,12 +46,13 @@ def capture(trainer: Trainer, task: Task, *, weights_only: bool = False) -> Chec
     return checkpoint
 
 
-def _capture_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    driver = trainer.driver
-    assert driver is not None
-    checkpoint.tensors.update(driver.state_tensors())
-    checkpoint.metadata["optimizer"] = {"class": type(driver.optimizer).__name__}
-    checkpoint.metadata["schedule"] = driver.describe_schedule()
+def _capture_training(trainer: Running, checkpoint: Checkpoint) -> None:
+    checkpoint.metadata["optimizer"] = []
+    for driver in trainer.drivers:
+        checkpoint.tensors.update(driver.state_tensors())
+        entry = {"class": type(driver.optimizer).__name__, "updates": driver.updates}
+        checkpoint.metadata["optimizer"].append(entry)
+    checkpoint.metadata["schedule"] = [driver.describe_schedule() for driver in trainer.drivers]
     checkpoint.metadata["data"] = {
         "num_training_batches": trainer.num_training_batches,
         "state": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
@@ -104,7 +107,7 @@ def restore_weights(task: Task, checkpoint: Checkpoint, source: str) -> None:
     )
 
 
-def restore_callbacks(trainer: Trainer, checkpoint: Checkpoint) -> None:
+def restore_callbacks(trainer: Running, checkpoint: Checkpoint) -> None:
     """Hand every callback the state saved under its key; a callback that is new starts fresh."""
     saved = checkpoint.metadata.get("callbacks", {})
     for callback in trainer.callbacks:
@@ -115,13 +118,10 @@ def restore_callbacks(trainer: Trainer, checkpoint: Checkpoint) -> None:
         callback.load_state_dict(state)
 
 
-def restore_training(trainer: Trainer, checkpoint: Checkpoint, source: str) -> None:
+def restore_training(trainer: Running, checkpoint: Checkpoint, source: str) -> None:
     """Restore optimizer, metrics, data module and loggers; the position has been before."""
-    driver = trainer.driver
-    assert driver is not None
-    tensors = {n: a for n, a in checkpoint.tensors.items() if n.startswith("optimizer/")}
-    driver.load_tensors(tensors, source)
     metadata = checkpoint.metadata
+    _restore_optimizers(trainer.drivers, checkpoint, source)
     trainer.metrics.load_state_dict(metadata["metrics"])
     for logger in trainer.loggers:
         if logger.state_key in metadata["loggers"]:
@@ -143,7 +143,24 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint, source: str) -> N
             )
 
 
-def restore_counters(trainer: Trainer, checkpoint: Checkpoint) -> None:
+def _restore_optimizers(
+    drivers: list[OptimizerDriver], checkpoint: Checkpoint, source: str
+) -> None:
+    entries = checkpoint.metadata["optimizer"]
+    if len(entries) != len(drivers):
+        raise OptimizerStateError(
+            f"{source} holds the state of {len(entries)} optimizers, this run has {len(drivers)}; "
+            "continue with the task that it was saved from"
+        )
+    tensors = {n: a for n, a in checkpoint.tensors.items() if n.startswith("optimizer/")}
+    for driver, entry in zip(drivers, entries, strict=True):
+        groups = {str(index) for index in driver.groups}
+        own = {n: a for n, a in tensors.items() if n.split("/")[1] in groups}
+        driver.load_tensors(own, source)
+        driver.updates = entry["updates"]
+
+
+def restore_counters(trainer: Running, checkpoint: Checkpoint) -> None:
     """Restore the position alone."""
     trainer.state.load_state_dict(checkpoint.metadata["loop"])
 

@@ -1,37 +1,25 @@
-"""`Trainer`: the arguments, the counters that callbacks read, and the four entry points."""
+"""`Trainer`: the arguments and the four entry points."""
 
 from __future__ import annotations
 
-import logging
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jittor as jt
-
 from jtlightning import signals
-from jtlightning.accelerator import Accelerator, select_device
+from jtlightning.accelerator import Accelerator, be_deterministic, select_device
 from jtlightning.callbacks.base import Callback
-from jtlightning.checkpoint.container import write_checkpoint
-from jtlightning.data.batch import batch_size_of
 from jtlightning.data.datamodule import DataModule
 from jtlightning.loggers.base import Logger
-from jtlightning.metrics import MetricLog
-from jtlightning.optim import OptimizerDriver
-from jtlightning.run_directory import RunDirectory
 from jtlightning.seed import seed_everything
-from jtlightning.state import RunState, Stage
+from jtlightning.state import Stage
 from jtlightning.task import Task
-from jtlightning.trainer import arguments, snapshot
-from jtlightning.trainer.hooks import Hooks
+from jtlightning.trainer import arguments
+from jtlightning.trainer.running import Running
 from jtlightning.trainer.session import WORDS, Session
 
-log = logging.getLogger(__name__)
 
-
-class Trainer:
+class Trainer(Running):
     """Runs a `Task` on batches: training, validation, test, prediction.
 
     Names and meanings are Lightning's. A *step* is an optimizer step; counters, logs and
@@ -57,6 +45,10 @@ class Trainer:
         gradient_clip_val: Largest gradient norm or element; None for no clipping.
         gradient_clip_algorithm: `norm` (global L2 norm) or `value` (element by element).
         log_every_n_steps: Steps between two writes to the loggers.
+        deterministic: On CUDA take no kernels whose choice depends on timing. On a CPU every run
+            is deterministic.
+        detect_anomaly: Execute every operation at once, so that an error's traceback points at
+            the line that caused it; slow, and with other last bits.
         callbacks: In calling order; model checkpoints are moved to the end.
         logger: One or several loggers; True for a CSV file, False for none.
         enable_progress_bar: Show progress (plain lines where the output is no terminal).
@@ -88,6 +80,8 @@ class Trainer:
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         log_every_n_steps: int = 50,
+        deterministic: bool = False,
+        detect_anomaly: bool = False,
         callbacks: list[Callback] | None = None,
         logger: Logger | list[Logger] | bool = True,
         enable_progress_bar: bool = True,
@@ -101,6 +95,10 @@ class Trainer:
         signals.reclaim()
         signals.end_compile_pool()
         self.device = select_device(accelerator)
+        if deterministic:
+            be_deterministic()
+        self.detect_anomaly = detect_anomaly
+        self.observers = []
         self.seed = seed
         seed_everything(seed)
         self.barebones = barebones
@@ -139,34 +137,6 @@ class Trainer:
             checkpoints=self.enable_checkpointing,
         )
         self.reset()
-
-    def reset(self) -> None:
-        """Empty what belongs to one call of an entry point; `Session` fills it."""
-        self.state = RunState()
-        self.metrics = MetricLog()
-        self.stage: Stage = "fit"
-        self.sanity_checking = False
-        self.evaluating: str | None = None  # validation, test or predict while one runs
-        self.in_training_step = False
-        self.at_step_boundary = True
-        self.should_stop = False
-        self.interrupted = False
-        self.stop_reason: str | None = None
-        self.run: RunDirectory | None = getattr(self, "run", None)
-        self.task: Task | None = None
-        self.datamodule: DataModule | None = None
-        self.driver: OptimizerDriver | None = None
-        self.batch_size = 0
-        self.samples_seen = 0
-        self.data_wait_s = 0.0
-        self.num_training_batches = self.num_val_batches = 0
-        self.val_check_batch = 1
-        self.started_loggers: list[Logger] = []
-        self._log_buffer: dict[str, float] = {}
-        self._clock = time.perf_counter()
-        self._signals: signals.StopSignals | None = None
-
-    hooks: Hooks  # of the running session
 
     # ---- entry points -----------------------------------------------------------------------
 
@@ -226,149 +196,31 @@ class Trainer:
         dataloaders: Any = None,
         datamodule: DataModule | None = None,
         ckpt_path: str | Path | None = None,
+        return_predictions: bool = True,
     ) -> list[Any]:
-        """The list of what `predict_step` returns. `ckpt_path`: weights to load first."""
-        return self._evaluate("predict", task, dataloaders, datamodule, ckpt_path)[1]
+        """The list of what `predict_step` returns.
+
+        Args:
+            task: Whose `predict_step` is called.
+            dataloaders: A `Loader`, or any iterable of batches with a length.
+            datamodule: Gives the loader instead.
+            ckpt_path: Weights to load first.
+            return_predictions: False: keep nothing and return an empty list, where a callback
+                writes the predictions or there are too many to hold.
+        """
+        collect = return_predictions
+        return self._evaluate("predict", task, dataloaders, datamodule, ckpt_path, collect)[1]
 
     def _evaluate(
-        self, stage: Stage, task: Task, loader: Any, datamodule: DataModule | None, ckpt_path: Any
+        self,
+        stage: Stage,
+        task: Task,
+        loader: Any,
+        datamodule: DataModule | None,
+        ckpt_path: Any,
+        collect: bool = False,
     ) -> tuple[dict[str, float], list[Any]]:
         outputs: list[Any] = []
         session = Session(self, stage, task, {WORDS[stage]: loader}, datamodule, ckpt_path)
-        session.run(lambda: outputs.extend(session.evaluate()))
+        session.run(lambda: outputs.extend(session.evaluate(collect=collect)))
         return dict(self.metrics), outputs
-
-    # ---- what tasks and callbacks use -------------------------------------------------------
-
-    @property
-    def current_epoch(self) -> int:
-        """The epoch that is running, from 0."""
-        return self.state.epoch
-
-    @property
-    def global_step(self) -> int:
-        """Optimizer steps done."""
-        return self.state.global_step
-
-    @property
-    def batch_idx(self) -> int:
-        """Micro-batches of the epoch that are done."""
-        return self.state.batch_in_epoch
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch; a shorter last window counts."""
-        return -(-self.num_training_batches // self.accumulate_grad_batches)
-
-    @property
-    def estimated_stepping_batches(self) -> int:
-        """Optimizer steps of the whole run, as far as epochs and steps limit it."""
-        epochs = sys.maxsize if self.max_epochs is None else self.max_epochs * self.steps_per_epoch
-        return min(epochs, self.max_steps) if self.max_steps >= 0 else epochs
-
-    @property
-    def optimizer(self) -> jt.optim.Optimizer | None:
-        """The optimizer, from `on_fit_start` on."""
-        return self.driver.optimizer if self.driver is not None else None
-
-    def learning_rates(self) -> dict[str, float]:
-        """The rates of the last step by group: `lr`, or `lr/<group>` with several groups."""
-        return self.driver.rates() if self.driver is not None else {}
-
-    def gradients(self) -> list[tuple[str, jt.Var]]:
-        """Names and accumulated gradients, from `on_after_backward` until the update."""
-        return self.driver.gradients() if self.driver is not None else []
-
-    @property
-    def should_log(self) -> bool:
-        """Whether the step just done is one of every `log_every_n_steps`."""
-        step = self.state.global_step
-        return self.at_step_boundary and step > 0 and step % self.log_every_n_steps == 0
-
-    def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Add numbers to what the loggers get for this step, and to `metrics`."""
-        self.metrics.update(metrics)
-        if not self.sanity_checking:
-            self._log_buffer.update(metrics)
-
-    def flush_logs(self) -> None:
-        """Write what has been gathered for this step to every logger, as one row."""
-        if self._log_buffer:
-            for logger in self.started_loggers:
-                logger.log_metrics(
-                    self._log_buffer, step=self.state.global_step, epoch=self.state.epoch
-                )
-        self._log_buffer = {}
-
-    def record(
-        self,
-        name: str,
-        value: Any,
-        on_step: bool | None,
-        on_epoch: bool | None,
-        prog_bar: bool,
-        batch_size: int | None,
-    ) -> None:
-        """What `Task.log` calls; see there."""
-        in_step = self.in_training_step
-        on_step = in_step if on_step is None else on_step
-        on_epoch = not in_step if on_epoch is None else on_epoch
-        self.metrics.record(
-            name,
-            value,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            prog_bar=prog_bar,
-            weight=self.batch_size if batch_size is None else batch_size,
-            scope=self.evaluating or "train",
-        )
-
-    def enter_batch(self, batch: Any) -> None:
-        """Take the batch's size as the weight of what is logged with it."""
-        self.batch_size = batch_size_of(batch)
-
-    def save_checkpoint(self, path: str | Path, weights_only: bool = False) -> None:
-        """Write the run as it stands, atomically.
-
-        Raises:
-            RuntimeError: Inside a step, where the state is not one to continue from.
-        """
-        if not self.at_step_boundary:
-            raise RuntimeError(
-                "save_checkpoint was called inside a step; call it from on_train_batch_end (where "
-                "trainer.at_step_boundary), on_validation_end or later hooks"
-            )
-        assert self.task is not None
-        self.read_clock()
-        write_checkpoint(path, snapshot.capture(self, self.task, weights_only=weights_only))
-
-    def stop(self, reason: str) -> None:
-        """Ask for the end of training at the next step boundary."""
-        self.stop_reason = self.stop_reason or reason
-
-    def honour_stop_requests(self) -> None:
-        """Called by the loop at step boundaries: signals, the time limit, callbacks' requests."""
-        watched = self._signals
-        if watched is not None and watched.received is not None:
-            self._interrupt(watched.received.name)
-        elif self.max_time_s is not None and self.state.elapsed_s >= self.max_time_s:
-            self._interrupt(f"max_time of {self.max_time_s:.0f} s")
-        elif self.stop_reason is not None:
-            done = self.state.epoch + int(self.state.epoch_finished)
-            self.should_stop = done >= self.min_epochs
-
-    def _interrupt(self, reason: str) -> None:
-        """End without the epoch's closing hooks: a resumed run will call them."""
-        if not self.interrupted:
-            log.info("stopping after step %d: %s", self.state.global_step, reason)
-        self.stop_reason, self.interrupted, self.should_stop = reason, True, True
-
-    def start_clock(self) -> None:
-        """Training time counts from now."""
-        self._clock = time.perf_counter()
-
-    def read_clock(self) -> None:
-        """Add the time since the last call to the run's training time."""
-        now = time.perf_counter()
-        self.state.elapsed_s += now - self._clock
-        self._clock = now

@@ -41,7 +41,7 @@ def run(folder: Path, *callbacks: Callback, **arguments: Any) -> tuple[dict[str,
     trainer.fit(task, datamodule=TinyData(**DATA), ckpt_path="auto")
     state = parameters_of(task)
     state.update({f"ema/{k}": v for k, v in flatten(ema.state_dict()).items()})
-    state.update(trainer.driver.state_tensors())
+    state.update(trainer.drivers[0].state_tensors())
     state.update(trainer.metrics)
     return state, trainer
 
