@@ -23,6 +23,8 @@ from jtlightning.checkpoint.metadata import canonical_json, from_json, to_json
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "EncodedCheckpoint",
+    "encode_checkpoint",
     "read_checkpoint",
     "verify_checkpoint",
     "write_checkpoint",
@@ -56,31 +58,49 @@ def write_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
         ValueError: A value that cannot be stored, named; nothing was written.
         CheckpointError: The system refused; the old file is intact.
     """
+    encode_checkpoint(checkpoint).write(path)
+
+
+@dataclass(frozen=True)
+class EncodedCheckpoint:
+    """A checked checkpoint whose metadata is text already; made by `encode_checkpoint`."""
+
+    tensors: dict[str, np.ndarray]
+    dtypes: dict[str, str]
+    metadata: dict[str, str]
+
+    def write(self, path: Path | str) -> None:
+        """As `write_checkpoint`."""
+        # Widest first keeps every tensor aligned to its item size, as the format wants it.
+        names = sorted(self.dtypes, key=lambda n: (-layout.DTYPES[self.dtypes[n]].itemsize, n))
+        entries, checksums, position = [], {}, 0
+        for name in names:
+            array, dtype = self.tensors[name], self.dtypes[name]
+            checksums[name] = _checksum(zlib.crc32(_bytes(array, dtype)))
+            entries.append(
+                layout.Entry(name, dtype, array.shape, position, position + array.nbytes)
+            )
+            position = entries[-1].end
+        metadata = {**self.metadata, layout.CHECKSUMS: canonical_json(checksums)}
+        header = layout.seal(entries, metadata)
+        with atomic_file(Path(path)) as write:
+            write(header)
+            for name in names:
+                write(_bytes(self.tensors[name], self.dtypes[name]))
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> EncodedCheckpoint:
+    """Check a checkpoint and fix its metadata; the arrays are neither read nor copied yet.
+
+    Raises:
+        ValueError: A value that cannot be stored, named.
+    """
     metadata = _encode_metadata(checkpoint.metadata)
     bfloat16 = frozenset(checkpoint.metadata.get(BFLOAT16, ()))
-    stored = {
+    dtypes = {
         name: _dtype_name(name, array, bfloat16) for name, array in checkpoint.tensors.items()
     }
-    # Widest first keeps every tensor aligned to its item size, as the format wants it.
-    names = sorted(stored, key=lambda n: (-layout.DTYPES[stored[n]].itemsize, n))
-    entries, checksums, position = [], {}, 0
-    for name in names:
-        array = checkpoint.tensors[name]
-        entry = layout.Entry(name, stored[name], array.shape, position, position + array.nbytes)
-        checksums[name] = _checksum(zlib.crc32(_bytes(array, stored[name])))
-        entries.append(entry)
-        position = entry.end
-    metadata[layout.CHECKSUMS] = canonical_json(checksums)
-    header = layout.seal(entries, metadata)
-    if len(header) - 8 > layout.MAX_HEADER_BYTES:
-        raise ValueError(
-            f"the metadata takes {len(header)} bytes, over {layout.MAX_HEADER_BYTES}: "
-            "store large state as arrays"
-        )
-    with atomic_file(Path(path)) as write:
-        write(header)
-        for name in names:
-            write(_bytes(checkpoint.tensors[name], stored[name]))
+    return EncodedCheckpoint(dict(checkpoint.tensors), dtypes, metadata)
 
 
 def read_checkpoint(path: Path | str, *, tensors: bool = True) -> Checkpoint:

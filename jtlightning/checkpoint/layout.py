@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,9 +21,13 @@ import numpy as np
 from jtlightning.checkpoint.errors import CheckpointError
 from jtlightning.checkpoint.metadata import canonical_json
 
-# Four copies of a network of 2,000 tensors need about 2 MiB. Parsing JSON takes many times its
-# size, so a larger header could only hurt.
+# Parsing JSON takes many times its size, so that a header without tensors behind it could only
+# hurt: what it may take grows with the file. Four copies of a network of 2,000 tensors need 2 MiB
+# and 72,000 values, however small the tensors are.
 MAX_HEADER_BYTES = 16 * 2**20
+_HEADER_BYTES, _FILE_PER_HEADER = 2 * 2**20, 8
+# At most 300 bytes of Python objects each, so about half the file.
+_VALUES, _FILE_PER_VALUE = 80_000, 512
 _MAX_DIMENSIONS = 32  # of NumPy
 METADATA = "__metadata__"
 CHECKSUMS = "checksums"
@@ -66,14 +71,22 @@ class Header:
 
 
 def seal(entries: list[Entry], metadata: dict[str, str]) -> bytes:
-    """The header's bytes, length included; fills in its SHA-256."""
+    """The header's bytes, length included; fills in its SHA-256.
+
+    Raises:
+        ValueError: It would be refused when read.
+    """
     document: dict[str, Any] = {
         e.name: {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [e.begin, e.end]}
         for e in entries
     }
     document[METADATA] = {**metadata, SEAL: ""}
     document[METADATA][SEAL] = _digest(document)
-    return _encode(document)
+    header = _encode(document)
+    excess = _excess(header[8:], len(header) + max((e.end for e in entries), default=0))
+    if excess is not None:
+        raise ValueError(f"the metadata is too large ({excess}): store large state as arrays")
+    return header
 
 
 def read_header(file: BinaryIO, path: Path, size: int, *, sealed: bool) -> Header:
@@ -92,17 +105,33 @@ def read_header(file: BinaryIO, path: Path, size: int, *, sealed: bool) -> Heade
     length = int.from_bytes(prefix, "little")
     if size < 8 or 8 + length > size:
         raise CheckpointError(path, f"is truncated or not a checkpoint ({size} bytes)")
-    if length > MAX_HEADER_BYTES:
-        raise CheckpointError(path, f"has a header of {length} bytes, over {MAX_HEADER_BYTES}")
+    if length > _allowed_bytes(size):
+        raise CheckpointError(path, f"has a header of {length} bytes, over {_allowed_bytes(size)}")
     raw = file.read(length)
+    if (excess := _excess(raw, size)) is not None:
+        raise CheckpointError(path, f"has a damaged header ({excess})")
     document = _parse(raw, path)
     metadata = document.get(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(path, "has a damaged header (metadata is not text)")
     if sealed:
-        _check_seal(document, metadata, prefix + raw, path)
+        _check_seal(document, metadata, raw, path)
     entries = [_entry(k, v, path) for k, v in document.items() if k != METADATA]
     return Header(_check_coverage(entries, size - 8 - length, path), metadata, 8 + length)
+
+
+def _allowed_bytes(size: int) -> int:
+    """Longest header of a file of `size` bytes."""
+    return min(_HEADER_BYTES + size // _FILE_PER_HEADER, MAX_HEADER_BYTES)
+
+
+def _excess(header: bytes, size: int) -> str | None:
+    """Why a header would take too much memory in a file of `size` bytes; None if it does not."""
+    if len(header) > _allowed_bytes(size):
+        return f"{len(header)} bytes of header, over {_allowed_bytes(size)}"
+    # Every list, object and further element needs one of these, also inside of metadata texts.
+    values, allowed = sum(map(header.count, (b"[", b"{", b","))), _VALUES + size // _FILE_PER_VALUE
+    return f"{values} values in the header, over {allowed}" if values > allowed else None
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
@@ -122,14 +151,42 @@ def _check_seal(document: dict[str, Any], metadata: dict[str, str], raw: bytes, 
             "is a safetensors file without this trainer's checksums",
             "it can be used for weights only, not to resume",
         )
-    recorded = metadata[SEAL]
+    found, position, same = hashlib.sha256(), 0, True
+    end = len(raw.rstrip(b" "))
+    length = end - len(metadata[SEAL])
+    found.update(struct.pack("<Q", length + -length % 8))
     try:
-        same = _encode(document) == raw
-        expected = _digest({**document, METADATA: {**metadata, SEAL: ""}})
+        for piece, hashed in _pieces(document):
+            same = same and raw.startswith(piece, position)
+            position += len(piece)
+            found.update(hashed)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"has a damaged header ({error})") from None
-    if not same or recorded != expected:
+    found.update(b" " * (-length % 8))
+    same = same and position == end and len(raw) == end + -end % 8
+    if not same or metadata[SEAL] != found.hexdigest():
         raise CheckpointError(path, "has a damaged header (its checksum is wrong)")
+
+
+def _pieces(document: dict[str, Any]) -> Iterator[tuple[bytes, bytes]]:
+    """The canonical text bit by bit, each also as it is hashed: without the seal.
+
+    Whole, it would be two more copies of the header.
+    """
+    separator = b"{"
+    for key in sorted(document):
+        value = document[key]
+        start = separator + canonical_json(key).encode() + b":"
+        separator = b","
+        if key == METADATA and isinstance(value, dict):
+            yield start, start
+            yield from _pieces(value)
+            continue
+        piece = canonical_json(value).encode()
+        yield start, start
+        yield piece, b'""' if key == SEAL and isinstance(value, str) else piece
+    end = b"}" if document else b"{}"
+    yield end, end
 
 
 def _entry(name: str, value: Any, path: Path) -> Entry:

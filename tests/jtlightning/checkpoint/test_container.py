@@ -5,6 +5,8 @@ import json
 import math
 import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from jtlightning.checkpoint import layout
 from jtlightning.checkpoint.container import (
     Checkpoint,
     CheckpointError,
+    encode_checkpoint,
     read_checkpoint,
     verify_checkpoint,
     write_checkpoint,
@@ -171,12 +174,18 @@ def test_forged_metadata_is_refused(tmp_path, value):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
-def test_header_in_another_than_its_canonical_form_is_refused(tmp_path, checkpoint):
+@pytest.mark.parametrize("change", ["blanks", "order"])
+def test_header_in_another_than_its_canonical_form_is_refused(tmp_path, checkpoint, change):
     path = tmp_path / "a.ckpt"
     write_checkpoint(path, checkpoint)
     good = path.read_bytes()
     length = int.from_bytes(good[:8], "little")
-    text = json.dumps(json.loads(good[8 : 8 + length])).encode()  # the same with blanks
+    document = json.loads(good[8 : 8 + length])
+    if change == "blanks":
+        text = json.dumps(document).encode()
+    else:  # of the same length
+        swapped = dict(reversed(document.items()))
+        text = json.dumps(swapped, separators=(",", ":")).encode().ljust(length)
     path.write_bytes(struct.pack("<Q", len(text)) + text + good[8 + length :])
     with pytest.raises(CheckpointError, match="checksum is wrong"):
         read_checkpoint(path)
@@ -227,6 +236,98 @@ def test_reading_and_writing_take_little_more_than_the_arrays(tmp_path):
     read_checkpoint(tmp_path / "a.ckpt")
     assert tracemalloc.get_traced_memory()[1] < 4.5 * size
     tracemalloc.stop()
+
+
+MEASURE = """
+import sys
+from jtlightning.checkpoint.container import CheckpointError, read_checkpoint
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+before = peak()
+try:
+    read_checkpoint(sys.argv[1])
+    outcome = "read"
+except CheckpointError as error:
+    outcome = error.reason
+print(peak() - before, outcome)
+"""
+
+
+def hostile(kind: str, path: Path) -> None:
+    """A file with a right seal whose header takes as much memory as it can."""
+    texts = {
+        "lists": "[" + "[]," * 5_000_000 + "0]",
+        "allowed lists": "[" + "[]," * 39_000 + "0]",
+        "objects": "[" + ",".join(['{"":{}}'] * 26_000) + "]",
+        "members": json.dumps({f"k{i:06d}": f"v{i:06d}" for i in range(79_000)}),
+        "text": json.dumps("x" * 2**21),
+        "nested": "[" * 70_000,
+        "many lists": "[" + "[]," * 650_000 + "0]",
+    }
+    if kind in texts:
+        forge(path, {}, b"", {"loop": texts[kind]})
+    elif kind == "keys":
+        forge(path, {}, b"", {f"k{i:06d}": "0" for i in range(60_000)})
+    elif kind == "tensors":
+        entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+        forge(path, {f"{i:09d}": entry for i in range(7_000)}, b"")
+    else:
+        arrays = {f"model/{i}": np.ones(2**20, np.float32) for i in range(12)}
+        write_checkpoint(path, Checkpoint(arrays, {"text": "x" * 2**20}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [
+        ("lists", "header of"),
+        ("many lists", "values in the header"),
+        ("allowed lists", "read"),
+        ("objects", "read"),
+        ("members", "read"),
+        ("text", "read"),
+        ("nested", "damaged metadata"),
+        ("keys", "read"),
+        ("tensors", "checksums"),
+        ("arrays", "read"),
+    ],
+)
+def test_reading_takes_no_more_than_twice_the_file_and_16_mib(tmp_path, kind, outcome):
+    path = tmp_path / "a.ckpt"
+    hostile(kind, path)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True
+    )
+    kilobytes, _, found = done.stdout.partition(" ")
+    assert outcome in found
+    assert int(kilobytes) * 1024 < 2 * path.stat().st_size + 16 * 2**20
+
+
+def test_more_values_than_the_file_s_size_allows_are_refused_unparsed(tmp_path):
+    path = tmp_path / "a.ckpt"
+    forge(path, {}, b"", {"loop": "[" + "0," * 90_000 + "0]"})
+    with pytest.raises(CheckpointError, match=r"90\d\d\d values in the header, over 80\d\d\d"):
+        read_checkpoint(path)
+    with pytest.raises(ValueError, match="store large state as arrays"):
+        write_checkpoint(path, Checkpoint({}, {"loop": [0] * 90_000}))
+
+
+def test_thousands_of_tiny_tensors_are_stored(tmp_path):
+    arrays = {
+        f"optimizer/0/m/model.backbone.stages.2.{i:04d}": np.ones((1, 4)) for i in range(8000)
+    }
+    write_checkpoint(tmp_path / "a.ckpt", Checkpoint(arrays))
+    assert read_checkpoint(tmp_path / "a.ckpt").tensors.keys() == arrays.keys()
+
+
+def test_metadata_is_fixed_when_it_is_encoded(tmp_path):
+    loop = {"global_step": 1}
+    encoded = encode_checkpoint(Checkpoint({}, {"loop": loop}))
+    loop["global_step"] = 2
+    encoded.write(tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt").metadata["loop"] == {"global_step": 1}
 
 
 def test_foreign_safetensors_file_is_said_to_hold_weights_only(tmp_path):
