@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jtlightning.callbacks.memory_guard import MemoryGuard
     from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
     from jtlightning.callbacks.nan_guard import NaNGuard
+    from jtlightning.callbacks.prediction_writer import BasePredictionWriter, PredictionWriter
     from jtlightning.callbacks.progress import RichProgressBar
     from jtlightning.callbacks.save_on_exception import SaveOnException
     from jtlightning.callbacks.summary import ModelSummary
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMA",
+    "BasePredictionWriter",
     "Callback",
     "ConfigSaver",
     "EarlyStopping",
@@ -30,6 +32,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelSummary",
     "NaNGuard",
+    "PredictionWriter",
     "RichProgressBar",
     "SaveOnException",
     "Throughput",
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BasePredictionWriter": "prediction_writer",
     "Callback": "base",
     "ConfigSaver": "config_saver",
     "EMA": "ema",
@@ -46,6 +50,7 @@ _MODULES = {
     "ModelCheckpoint": "model_checkpoint",
     "ModelSummary": "summary",
     "NaNGuard": "nan_guard",
+    "PredictionWriter": "prediction_writer",
     "RichProgressBar": "progress",
     "SaveOnException": "save_on_exception",
     "Throughput": "throughput",
