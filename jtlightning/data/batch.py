@@ -27,7 +27,7 @@ def batch_size_of(batch: Any) -> int:
     Raises:
         ValueError: There is no array with an axis in it.
     """
-    for leaf in _leaves(batch):
+    for _, leaf in leaves(batch):
         shape = getattr(leaf, "shape", None)
         if shape:
             return int(shape[0])
@@ -57,18 +57,19 @@ def _map(fn: Callable[[np.ndarray], Any], value: Any) -> Any:
     return value
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a batch or sample that is no container, with its path, e.g. `boxes[0]`."""
     if _is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _leaves(getattr(value, field.name))
+            yield from leaves(getattr(value, field.name), f"{path}.{field.name}".lstrip("."))
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item)
+        for key, item in value.items():
+            yield from leaves(item, f"{path}[{key!r}]")
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item)
+        for position, item in enumerate(value):
+            yield from leaves(item, f"{path}[{position}]")
     else:
-        yield value
+        yield path, value
 
 
 def _is_dataclass(value: Any) -> bool:

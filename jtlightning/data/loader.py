@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import contextlib
+from collections.abc import Callable, Generator
+from typing import Any, Literal
 
 import numpy as np
 
-from jtlightning.data.recipe import LoaderError, Recipe, SampleError, epoch_order
+from jtlightning.data.recipe import Loaded, LoaderError, Recipe, SampleError, epoch_order
+from jtlightning.data.skips import Skips, skip_limit
 from jtlightning.data.workers import WorkerPool
 
 __all__ = ["Loader", "LoaderError", "SampleError"]
@@ -31,7 +33,14 @@ class Loader:
         num_workers: Worker processes (spawned, so a script needs `if __name__ == "__main__":`);
             0 loads in this process. They start with the first epoch and stay until `close`.
         timeout_s: Seconds to wait for a batch of a worker before it counts as hung.
+        start_timeout_s: Seconds to wait for a worker to start, which imports the script again.
         prefetch: Batches that each worker may be ahead.
+        on_bad_sample: `raise`: a sample that fails ends the run. `skip`: another sample, chosen by
+            (seed, epoch, index), takes its place, so that batches keep their size; a warning
+            names it once, and `skipped` holds it. Evaluate with `raise`: a metric over other
+            samples is another metric.
+        max_skipped: With `skip`, different samples that may be left out before that is an error:
+            a number, or a fraction of the dataset (of which at least one).
 
     Raises:
         ValueError: Arguments that cannot work, among them an empty dataset.
@@ -48,12 +57,21 @@ class Loader:
         drop_last: bool = False,
         num_workers: int = 0,
         timeout_s: float = 120.0,
+        start_timeout_s: float = 300.0,
         prefetch: int = 2,
+        on_bad_sample: Literal["raise", "skip"] = "raise",
+        max_skipped: int | float = 0.01,
     ) -> None:
-        if batch_size < 1 or num_workers < 0 or prefetch < 1 or timeout_s <= 0:
+        if (
+            batch_size < 1
+            or num_workers < 0
+            or prefetch < 1
+            or min(timeout_s, start_timeout_s) <= 0
+        ):
             raise ValueError(
-                "need batch_size >= 1, num_workers >= 0, prefetch >= 1 and timeout_s > 0, got "
-                f"{batch_size}, {num_workers}, {prefetch} and {timeout_s}"
+                "need batch_size >= 1, num_workers >= 0, prefetch >= 1, timeout_s > 0 and "
+                f"start_timeout_s > 0, got {batch_size}, {num_workers}, {prefetch}, {timeout_s} "
+                f"and {start_timeout_s}"
             )
         if len(dataset) == 0:
             raise ValueError(f"the {type(dataset).__name__} is empty")
@@ -68,8 +86,11 @@ class Loader:
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.timeout_s = timeout_s
+        self.start_timeout_s = start_timeout_s
         self.prefetch = prefetch
-        self._recipe = Recipe(dataset, transform, collate)
+        limit = skip_limit(on_bad_sample, max_skipped, len(dataset))
+        self._skips = Skips(limit, len(dataset))
+        self._recipe = Recipe(dataset, transform, collate, limit)
         self._pool: WorkerPool | None = None
 
     def __len__(self) -> int:
@@ -77,7 +98,12 @@ class Loader:
         samples = len(self.dataset)
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
-    def batches(self, epoch: int, start: int = 0, *, seed: int = 0) -> Iterator[Any]:
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Samples left out of delivered batches since the loader was made: index -> reason."""
+        return self._skips.reasons()
+
+    def batches(self, epoch: int, start: int = 0, *, seed: int = 0) -> Generator[Any, None, None]:
         """The batches of an epoch from number `start` on, in order.
 
         The work that a start in the middle takes does not depend on `start`. Closing the
@@ -91,7 +117,7 @@ class Loader:
 
         Raises:
             ValueError: An argument is out of range.
-            SampleError: From the iterator: a sample failed.
+            SampleError: From the iterator: a sample failed, or more than may be skipped did.
             LoaderError: From the iterator: a worker died or hung.
         """
         if epoch < 0 or seed < 0 or not 0 <= start <= len(self):
@@ -102,10 +128,23 @@ class Loader:
         plan = self._plan(epoch, seed)
         if self.num_workers == 0:
             numbers = range(start, len(self))
-            return (self._recipe.batch(plan(number), seed, epoch) for number in numbers)
+            return self._deliver(self._recipe.batch(plan(k), seed, epoch) for k in numbers)
         if self._pool is None or self._pool.closed:
-            self._pool = WorkerPool(self._recipe, self.num_workers, self.prefetch, self.timeout_s)
-        return self._pool.run(plan, range(start, len(self)), seed, epoch)
+            self._pool = WorkerPool(
+                self._recipe,
+                self.num_workers,
+                self.prefetch,
+                timeout_s=self.timeout_s,
+                start_timeout_s=self.start_timeout_s,
+            )
+        return self._deliver(self._pool.run(plan, range(start, len(self)), seed, epoch))
+
+    def _deliver(self, batches: Generator[Loaded, None, None]) -> Generator[Any, None, None]:
+        with contextlib.closing(batches):
+            for loaded in batches:
+                self._skips.add(loaded.skipped)
+                yield loaded.batch
+                del loaded  # or its memory would be kept until the next batch is there
 
     def close(self) -> None:
         """End the workers; a later epoch starts new ones."""

@@ -9,7 +9,7 @@ import pickle
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 
 from jtlightning.data.channel import receive, send, socket_pair
-from jtlightning.data.recipe import LoaderError, Recipe
+from jtlightning.data.diary import Diary
+from jtlightning.data.recipe import Loaded, LoaderError, Recipe, name_of
 from jtlightning.data.worker import ENVIRONMENT, START, Answer, Request, work
 
-# A worker imports the user's script again, which may take long where that imports Jittor.
-_START_S = 300.0
 _FAREWELL_S = 1.0
 
 
@@ -39,6 +38,7 @@ class _Worker:
     process: SpawnProcess
     end: socket.socket
     life: int
+    diary: Diary
     started: bool = False
 
     def __str__(self) -> str:
@@ -52,9 +52,18 @@ class WorkerPool:
     bookkeeping and does not depend on who is faster.
     """
 
-    def __init__(self, recipe: Recipe, workers: int, prefetch: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        workers: int,
+        prefetch: int,
+        timeout_s: float,
+        start_timeout_s: float,
+    ) -> None:
         self.prefetch = prefetch
         self.timeout_s = timeout_s
+        self.start_timeout_s = start_timeout_s
+        self._dataset = recipe.dataset
         self._run = START
         self._workers: list[_Worker] = []
         # Runs when the pool is dropped or the interpreter ends, before multiprocessing waits for
@@ -70,7 +79,7 @@ class WorkerPool:
 
     def run(
         self, plan: Callable[[int], np.ndarray], numbers: Sequence[int], seed: int, epoch: int
-    ) -> Iterator[Any]:
+    ) -> Generator[Loaded, None, None]:
         """Batches in the order of `numbers`; `plan` gives the indices of each."""
         self._abandon()
         return self._batches(self._run, plan, numbers, seed, epoch)
@@ -86,7 +95,7 @@ class WorkerPool:
         numbers: Sequence[int],
         seed: int,
         epoch: int,
-    ) -> Iterator[Any]:
+    ) -> Generator[Loaded, None, None]:
         asked = 0
         try:
             for position, number in enumerate(numbers):
@@ -102,7 +111,8 @@ class WorkerPool:
                 answer = self._await(worker, run, number)
                 if answer.error is not None:
                     raise answer.error
-                yield answer.batch
+                assert answer.loaded is not None
+                yield answer.loaded
                 del answer  # or its memory would be kept until the next batch is there
         finally:
             if self._run == run and not self.closed:
@@ -117,13 +127,11 @@ class WorkerPool:
     def _await(self, worker: _Worker, run: int, number: int) -> Answer:
         """The worker's next answer of this run; answers of abandoned runs are dropped."""
         while True:
-            limit_s = self.timeout_s if worker.started else max(_START_S, self.timeout_s)
-            deadline = time.monotonic() + limit_s
-            ready = self._wait(worker, deadline)
-            if not ready:
-                message = f"{worker} gave no batch {number} within {limit_s:g} s"
+            limit_s = self.timeout_s if worker.started else self.start_timeout_s
+            if not self._wait(worker, time.monotonic() + limit_s):
+                message = self._hung(worker, number) if worker.started else self._late(worker)
                 self.close()
-                raise LoaderError(f"{message}: a sample hangs, or timeout_s is too short")
+                raise LoaderError(message)
             answer = self._receive(worker)
             worker.started = True
             if answer.run == run or (answer.run == START and answer.error is not None):
@@ -147,10 +155,28 @@ class WorkerPool:
             raise self._died(worker) from None
         return answer
 
+    def _late(self, worker: _Worker) -> str:
+        return (
+            f"{worker} did not come up within {self.start_timeout_s:g} s: starting one imports the "
+            'script again, so what takes long belongs under `if __name__ == "__main__":`; or raise '
+            "start_timeout_s"
+        )
+
+    def _hung(self, worker: _Worker, number: int) -> str:
+        index = worker.diary.index
+        what = "collate" if index is None else name_of(self._dataset, index)
+        where = worker.diary.traceback_of(worker.process.pid or 0)
+        return (
+            f"{worker} gave no batch {number} within {self.timeout_s:g} s: {what} hangs, or "
+            f"timeout_s is too short; the worker was in\n\n{where or 'no Python code (stopped?)'}"
+        )
+
     def _died(self, worker: _Worker) -> LoaderError:
         worker.process.join(_FAREWELL_S)
         code = worker.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with {code}"
+        if (index := worker.diary.index) is not None:
+            how += f" while it loaded {name_of(self._dataset, index)}"
         hint = "out of memory?" if code == -signal.SIGKILL else "its own message stands above"
         if not worker.started and code == 1:
             hint += '; a script that trains needs `if __name__ == "__main__":` around its start'
@@ -170,7 +196,9 @@ class WorkerPool:
 
 def _start(number: int, recipe: Recipe) -> _Worker:
     ours, theirs = socket_pair()
+    diary = Diary.create()
     try:
+        socket.send_fds(ours, [b" "], [diary.file])
         _hand_over(ours, recipe)
         context = multiprocessing.get_context("spawn")
         process = context.Process(
@@ -180,10 +208,11 @@ def _start(number: int, recipe: Recipe) -> _Worker:
             process.start()
     except BaseException:
         ours.close()
+        diary.close()
         raise
     finally:
         theirs.close()
-    return _Worker(number, process, ours, os.pidfd_open(process.pid or 0))
+    return _Worker(number, process, ours, os.pidfd_open(process.pid or 0), diary)
 
 
 def _hand_over(end: socket.socket, recipe: Recipe) -> None:
@@ -230,6 +259,7 @@ def _end(workers: list[_Worker]) -> None:
             worker.process.kill()
             worker.process.join()
         worker.process.close()
+        worker.diary.close()
         os.close(worker.life)
 
 

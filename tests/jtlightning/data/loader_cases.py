@@ -27,6 +27,16 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(np.stack([s.image for s in samples]), [s.name for s in samples])
 
 
+def collate_never(samples: list[Sample]) -> Batch:
+    raise TypeError(f"a slip that {len(samples)} samples cannot help")
+
+
+def collate_few(samples: list[Sample]) -> Batch:
+    if len(samples) > 2:
+        raise ValueError("too many for this")
+    return collate(samples)
+
+
 def add_noise(sample: Sample, generator: np.random.Generator) -> Sample:
     noise = generator.standard_normal(sample.image.shape, dtype=np.float32)
     return Sample(sample.image + noise, sample.name)
@@ -46,11 +56,15 @@ class Images:
     def describe(self, index: int) -> str:
         return f"folder/{index}.png"
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | None:
         kind = self.mischief.get(index)
         shape = (3, self.size, self.size)
         if kind == "raise":
             raise OSError("broken image")
+        if kind == "memory":
+            raise MemoryError
+        if kind == "nothing":
+            return None
         if kind == "shape":
             shape = (3, self.size, self.size + 1)
         if kind == "die":
