@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jtlightning.callbacks.base import Callback
 
 if TYPE_CHECKING:
+    from jtlightning.checkpoint.container import Checkpoint
     from jtlightning.task import Task
     from jtlightning.trainer import Trainer
 
@@ -21,7 +22,7 @@ class _Reading(NamedTuple):
 
 
 class Throughput(Callback):
-    """Log speed over the last steps, validations left out.
+    """Log speed over the last steps, without validations and the writing of checkpoints.
 
     Logged are `throughput/samples_per_s`, `throughput/steps_per_s`, `throughput/ms_per_step` and
     `throughput/data_wait_percent` (0 to 100, the share of the time in which training waited for
@@ -47,10 +48,19 @@ class Throughput(Callback):
         self._steps_done = 0
         self._paused_s = 0.0
         self._pause_s = 0.0  # when the present validation began
+        # Checkpoints are written behind a hook of this callback and before its next one.
+        self._between: tuple[float, float] | None = None  # since when: time, data wait
+        self._saved = False
 
     def on_train_start(self, trainer: Trainer, task: Task) -> None:
         self._readings.clear()
         self._steps_done, self._paused_s = 0, 0.0
+        self._between, self._saved = None, False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, task: Task, batch: Any, batch_idx: int
+    ) -> None:
+        self._leave_saving(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int
@@ -65,12 +75,30 @@ class Throughput(Callback):
             values = self._values()
             if values:
                 trainer.log_metrics(values)
+        self._between = time.perf_counter(), trainer.data_wait_s
 
     def on_validation_start(self, trainer: Trainer, task: Task) -> None:
+        self._leave_saving(trainer)
         self._pause_s = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, task: Task) -> None:
-        self._paused_s += time.perf_counter() - self._pause_s
+        now_s = time.perf_counter()
+        self._paused_s += now_s - self._pause_s
+        self._between, self._saved = (now_s, trainer.data_wait_s), False
+
+    def on_save_checkpoint(self, trainer: Trainer, task: Task, checkpoint: Checkpoint) -> None:
+        self._saved = True
+
+    def _leave_saving(self, trainer: Trainer) -> None:
+        """Leave out the time since the last hook if a checkpoint was written in it.
+
+        What went into waiting for data stays in.
+        """
+        if self._saved and self._between is not None:
+            since_s, waited_s = self._between
+            waited_s = trainer.data_wait_s - waited_s
+            self._paused_s += max(time.perf_counter() - since_s - waited_s, 0.0)
+        self._between, self._saved = None, False
 
     def _read(self, trainer: Trainer) -> _Reading:
         now_s = time.perf_counter() - self._paused_s

@@ -92,6 +92,40 @@ def test_throughput_leaves_validation_out(tmp_path: Path, clock: Clock) -> None:
     assert trainer.logged[-1][1]["throughput/ms_per_step"] == pytest.approx(1000.0)
 
 
+@pytest.mark.parametrize("validates", [False, True])
+def test_throughput_leaves_the_writing_of_checkpoints_out_but_not_the_data(
+    tmp_path: Path, clock: Clock, validates: bool
+) -> None:
+    trainer, meter = FakeTrainer(tmp_path), Throughput(skip_steps=0)
+    meter.on_train_start(trainer, None)
+    for _ in range(3):
+        run_steps(trainer, meter, clock, [1.0])
+        if validates:
+            meter.on_validation_start(trainer, None)
+            clock.now_s += 100.0
+            meter.on_validation_end(trainer, None)
+        clock.now_s += 30.0  # taking the snapshot
+        meter.on_save_checkpoint(trainer, None, None)
+        clock.now_s += 20.0  # writing it
+        clock.now_s += 0.5
+        trainer.data_wait_s += 0.5
+        meter.on_train_batch_start(trainer, None, None, 0)
+    assert trainer.logged[-1][1]["throughput/ms_per_step"] == pytest.approx(1500.0)
+    assert trainer.logged[-1][1]["throughput/data_wait_percent"] == pytest.approx(100 / 3)
+
+
+def test_throughput_counts_what_runs_between_steps_without_a_save(
+    tmp_path: Path, clock: Clock
+) -> None:
+    trainer, meter = FakeTrainer(tmp_path), Throughput(skip_steps=0)
+    meter.on_train_start(trainer, None)
+    for _ in range(3):
+        run_steps(trainer, meter, clock, [1.0])
+        clock.now_s += 1.0
+        meter.on_train_batch_start(trainer, None, None, 0)
+    assert trainer.logged[-1][1]["throughput/ms_per_step"] == pytest.approx(2000.0)
+
+
 def test_timer_sums_over_processes(tmp_path: Path, clock: Clock) -> None:
     trainer, first = FakeTrainer(tmp_path), Timer()
     first.on_validation_start(trainer, None)  # the sanity check comes before training
