@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from jtlightning.checkpoint.container import Checkpoint
 
 
 class FakeMetrics(dict[str, float]):
@@ -48,6 +53,14 @@ class FakeTrainer:
         self.should_stop, self.stop_reason = False, None
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.rates = {"lr": 0.1}
+        self.observers: list[Any] = []
+
+    def observe(self, place: str) -> ExitStack:
+        """What the real trainer enters around every hook and part of the loop."""
+        stack = ExitStack()
+        for observer in self.observers:
+            stack.enter_context(observer(place))
+        return stack
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
         self.logged.append((self.global_step, dict(metrics)))
@@ -64,3 +77,9 @@ class FakeTrainer:
         temporary = Path(f"{path}.writing")
         temporary.write_text(repr({"step": self.global_step, "callbacks": states}))
         temporary.replace(path)
+
+    def capture_checkpoint(self, weights_only: bool = False) -> Checkpoint:
+        """The same as a real checkpoint, with an array whose values are the step."""
+        states = {callback.state_key: callback.state_dict() for callback in self.callbacks}
+        metadata = {"loop": {"global_step": self.global_step}, "optimizer": {}, "callbacks": states}
+        return Checkpoint({"model/x": np.full(1000, self.global_step)}, metadata)
