@@ -5,9 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from jtlightning.loggers.background import Background
 from jtlightning.loggers.base import Logger
+from jtlightning.loggers.best import Best
+from jtlightning.loggers.wandb_file import logged_steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,24 +21,32 @@ if TYPE_CHECKING:
     from jtlightning.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
+_SERVICE = "wandb-core"
 
 
 class WandbLogger(Logger):
     """Metrics, configuration and pictures through the real wandb client.
 
     Works offline unless told otherwise: nothing leaves the machine, and `wandb sync` on the run's
-    `wandb` folder uploads it later. A resumed run continues the run id of its folder. A lost
-    service or network ends the logging, not the training.
+    `wandb` folder uploads it later. The client is called in a thread of its own; a service or
+    network that is lost or hangs ends the logging with a warning, not the training.
+
+    A resumed run continues the run id of its folder. What the former process had logged after the
+    checkpoint stays, and is not logged a second time: each metric goes on after its newest step.
 
     Args:
         project: By default the name of the experiment's folder.
         name: By default the name of the run's folder.
+        id: Of the run; by default wandb draws one. One that exists is continued.
         entity: Team or user of an online run.
         mode: `online`, `offline` or `disabled`; by default what `WANDB_MODE` says, else offline.
             Online needs an API key (`wandb login`, or `WANDB_API_KEY`); nobody is asked for one.
         tags: Of the run.
         group: Of the run.
         notes: Of the run.
+        best: Metric -> `min` or `max`: keep its best value in the summary, as `best/<metric>`,
+            beside the newest values that stand there anyway.
+        timeout_s: Longest wait for the client at the start and at the end of a run.
     """
 
     def __init__(
@@ -40,106 +54,134 @@ class WandbLogger(Logger):
         project: str | None = None,
         name: str | None = None,
         *,
+        id: str | None = None,
         entity: str | None = None,
         mode: Literal["online", "offline", "disabled"] | None = None,
         tags: list[str] | None = None,
         group: str | None = None,
         notes: str | None = None,
+        best: dict[str, Literal["min", "max"]] | None = None,
+        timeout_s: float = 60.0,
     ) -> None:
         if mode not in (None, "online", "offline", "disabled"):
             raise ValueError(f"WandbLogger.mode must be online, offline or disabled, got {mode!r}")
+        if timeout_s <= 0:
+            raise ValueError(f"WandbLogger.timeout_s must be above 0, got {timeout_s}")
         self.project, self.name, self.entity, self.mode = project, name, entity, mode
         self.tags, self.group, self.notes = tags, group, notes
-        self.run_id: str | None = None
+        self.timeout_s = timeout_s
+        self.run_id = self._wanted_id = id
+        self._best = Best(best, "WandbLogger")
+        self._client: Background | None = None
         self._run: Any = None
+        self._logged: dict[str, int] = {}
         self._config: dict[str, Any] = {}
-        self._failures: tuple[type[BaseException], ...] = (OSError,)
 
     def start(self, run: RunDirectory, *, resumed_step: int | None) -> None:
-        try:
-            import wandb
-            from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
-        except ImportError as error:
-            self._give_up(error)
-            return
-        self._failures = (OSError, wandb.Error, MailboxClosedError, HandleAbandonedError)
+        mode = self.mode or _mode_of_environment()
         continued = resumed_step is not None and (run.path / "wandb").is_dir()
-        if not continued:
-            self.run_id = None  # a restored checkpoint, but a folder of its own: another run
-        try:
-            # Silent also keeps the client from asking for a login on a terminal.
-            wandb.setup(settings=wandb.Settings(silent=True))
-            self._run = wandb.init(
-                project=self.project or run.path.absolute().parent.name,
-                name=self.name or run.path.name,
-                id=self.run_id,
-                resume="allow" if continued and self.run_id else None,
-                mode=self.mode or _mode_of_environment(),
-                dir=str(run.path),
-                config=self._config,
-                entity=self.entity,
-                tags=self.tags,
-                group=self.group,
-                notes=self.notes,
-                settings=_settings(wandb),
-            )
-        except self._failures as error:
-            self._give_up(error)
-            return
-        self.run_id = self._run.id
-        if self._run.url:
-            _log.info("wandb run %s", self._run.url)
+        if not continued:  # a restored checkpoint, but a folder of its own: another run
+            self.run_id = self._wanted_id
+        self._client = Background("WandbLogger", _log, close=_tear_down, interrupt=_kill_services)
+        if self._client.run(lambda: self._open(run.path, mode, continued), self.timeout_s):
+            self.run_id = self._run.id
+            if self._run.url:
+                _log.info("wandb run %s", self._run.url)
 
     def log_config(self, config: dict[str, Any]) -> None:
         self._config = config
-        if self._run is not None:
-            try:
-                self._run.config.update(config, allow_val_change=True)
-            except self._failures as error:
-                self._give_up(error)
+        self._put(lambda: self._run.config.update(config, allow_val_change=True))
 
     def log_metrics(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
-        self._send({**metrics, "epoch": epoch, "trainer/global_step": step}, step)
+        values = {**metrics, "epoch": epoch, "trainer/global_step": step}
+        improved = self._best.update(metrics, step)
+        self._put(lambda: self._send(values, step))
+        if improved:
+            self._put(lambda: self._run.summary.update(improved))
 
     def log_image(self, name: str, image: np.ndarray, *, step: int) -> None:
-        if self._run is not None:
+        def send() -> None:
             import wandb
 
             self._send({name: wandb.Image(image)}, step)
 
+        self._put(send)
+
     def finish(self, status: str) -> None:
-        if self._run is None:
+        if self._client is None:
             return
-        try:
-            self._run.summary["status"] = status
-            self._run.finish(exit_code=1 if status == "failed" else 0)
-        except self._failures as error:
-            self._give_up(error)
-        self._run = None
+        self._client.run(lambda: self._finish(status), self.timeout_s)
+        self._client.close()
+        self._client = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"id": self.run_id}
+        return {"id": self.run_id, "best": self._best.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.run_id = state["id"]
+        self._best.load_state_dict(state.get("best", {}))
+
+    def _put(self, call: Any) -> None:
+        if self._client is not None:
+            self._client.put(call)
+
+    # ---- in the thread of the client --------------------------------------------------------
+
+    def _open(self, folder: Path, mode: Any, continued: bool) -> None:
+        import wandb
+
+        if continued and self.run_id:
+            self._logged = logged_steps(folder / "wandb", self.run_id)
+        # Silent also keeps the client from asking for a login on a terminal.
+        wandb.setup(settings=wandb.Settings(silent=True))
+        self._run = wandb.init(
+            project=self.project or folder.absolute().parent.name,
+            name=self.name or folder.name,
+            id=self.run_id,
+            resume="allow" if self.run_id else None,
+            mode=mode,
+            dir=str(folder),
+            config=self._config,
+            entity=self.entity,
+            tags=self.tags,
+            group=self.group,
+            notes=self.notes,
+            settings=_settings(wandb, self.timeout_s),
+        )
+        self._run.summary.update({"status": "running", **self._best.summary()})
 
     def _send(self, values: dict[str, Any], step: int) -> None:
-        """Log under an explicit step, so that the parts of a resumed run fit together."""
-        if self._run is None:
-            return
-        try:
-            self._run.log(values, step=step)
-        except self._failures as error:
-            self._give_up(error)
+        """Log under an explicit step, leaving out what the files have for it already."""
+        new = {name: v for name, v in values.items() if step > self._logged.get(name, -1)}
+        if new:
+            self._run.log(new, step=step)
 
-    def _give_up(self, error: BaseException) -> None:
-        _log.warning("WandbLogger stops, training goes on: %s: %s", type(error).__name__, error)
-        if self._run is not None:
-            import wandb
+    def _finish(self, status: str) -> None:
+        self._run.summary["status"] = status
+        self._run.finish(exit_code=1 if status == "failed" else 0)
 
-            self._run = None
-            with contextlib.suppress(*self._failures):  # else the client does this at exit, aloud
-                wandb.teardown(exit_code=1)
+
+def _tear_down() -> None:
+    """Release the client, which would else do this when the process ends, aloud."""
+    import wandb
+
+    wandb.teardown(exit_code=1)
+
+
+def _kill_services() -> None:
+    """End the services that this process has started: waiting for one that hangs never ends."""
+    for pid in _children(_SERVICE):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _children(command: str) -> Iterator[int]:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pid, _, rest = path.read_text().partition(" (")
+            name, _, fields = rest.rpartition(") ")
+            if name == command and int(fields.split()[1]) == os.getpid():
+                yield int(pid)
 
 
 def _mode_of_environment() -> Literal["online", "offline", "disabled"]:
@@ -149,9 +191,10 @@ def _mode_of_environment() -> Literal["online", "offline", "disabled"]:
     return mode  # type: ignore[return-value]
 
 
-def _settings(wandb: Any) -> Any:
+def _settings(wandb: Any, timeout_s: float) -> Any:
     # The console stays ours: capturing it would put a pipe under the progress bar.
-    options: dict[str, Any] = {"silent": True, "console": "off", "init_timeout": 60}
+    options: dict[str, Any] = {"silent": True, "console": "off", "init_timeout": timeout_s}
     if "finish_timeout" in wandb.Settings.model_fields:
-        options["finish_timeout"] = 120.0  # a dead network must not keep a finished run from ending
+        # A dead network must not keep a finished run from ending.
+        options["finish_timeout"] = timeout_s
     return wandb.Settings(**options)
