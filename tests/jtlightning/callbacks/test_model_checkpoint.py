@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
+from jtlightning.checkpoint.owner import Owner
 from tests.jtlightning.fake_trainer import FakeTrainer
 
 
@@ -148,7 +149,8 @@ def test_resume_removes_what_a_kill_left_behind(tmp_path: Path) -> None:
     state = read(trainer.run.checkpoints / "20.ckpt")["callbacks"][saver.state_key]
     # As if the process had died after the write: the old file and a half-made link are there.
     shutil.copy(tmp_path / "old", trainer.run.checkpoints / "10.ckpt")
-    (trainer.run.checkpoints / ".last-1.tmp").touch()
+    host = Owner.current().host
+    (trainer.run.checkpoints / f".jtl-4194305-1-01234567-{host}.tmp").touch()
     resumed = by_step(monitor="val/miou", mode="max")
     resumed.load_state_dict(state)
     start(trainer, resumed)

@@ -41,7 +41,7 @@ def fit(folder: Path, *callbacks: Callback, **arguments: Any) -> dict[str, np.nd
     trainer = make_trainer(folder, callbacks=[ema, *callbacks], **{**settings, **arguments})
     task = TinyTask()
     trainer.fit(task, datamodule=TinyData(4, 28), ckpt_path="auto")
-    state = {**parameters_of(task), **trainer.driver.state_tensors()}
+    state = {**parameters_of(task), **trainer.drivers[0].state_tensors()}
     return {**state, **ema.state_dict()["average"]}
 
 

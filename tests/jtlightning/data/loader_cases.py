@@ -81,8 +81,24 @@ class Images:
         return Sample(np.full(shape, index, np.float32), str(index))
 
 
+def collate_endlessly(samples: list[Sample]) -> Batch:
+    threading.Event().wait()
+    return collate(samples)
+
+
+class HangsInWorkers(Images):
+    """Never arrives in another process."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "home": os.getpid()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        if state["home"] != os.getpid():
+            threading.Event().wait()
+
+
 class Environment:
-    """A sample tells about the process that loads it."""
+    """A sample tells about the process that loads it, once that has multiplied matrices."""
 
     def __len__(self) -> int:
         return 2
@@ -91,13 +107,25 @@ class Environment:
         import sys
 
         cv2 = sys.modules.get("cv2")
+        large = np.ones((300, 300))  # large enough for a BLAS to share among its threads
+        large @ large
+        if cv2 is not None:
+            cv2.GaussianBlur(np.ones((500, 500, 3), np.float32), (9, 9), 2)
         return {
             "nvcc": os.environ.get("nvcc_path"),
             "threads": os.environ.get("OMP_NUM_THREADS"),
             "cv2_threads": cv2.getNumThreads() if cv2 is not None else 1,
-            "jittor": "jittor" in sys.modules,
+            "frameworks": sorted({"jittor", "torch"} & set(sys.modules)),
+            "own_threads": threading.active_count(),
+            "system_threads": len(list(Path("/proc/self/task").iterdir())),
+            "devices": [f for f in open_files() if "nvidia" in f],
             "pid": os.getpid(),
         }
+
+
+def open_files() -> list[str]:
+    """What this process's descriptors point to."""
+    return [str(f.readlink()) for f in Path("/proc/self/fd").iterdir() if f.is_symlink()]
 
 
 def first(samples: list[object]) -> object:

@@ -3,8 +3,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from jtlightning.data import workers
 from jtlightning.data.loader import Loader, LoaderError, SampleError
 from jtlightning.data.recipe import epoch_order, sample_generator
 from jtlightning.signals import reclaim
-from tests.jtlightning.data.loader_cases import Environment, Images, add_noise, collate, first
+from tests.jtlightning.data.loader_cases import Images, add_noise, collate
 
 
 @pytest.fixture(autouse=True)
@@ -280,18 +278,6 @@ def test_large_batches_arrive_writable_and_keep_no_file_when_dropped(make):
     assert open_files() < before
 
 
-def test_workers_are_light(make, monkeypatch):
-    pytest.importorskip("cv2")
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    loader = make(Environment(), batch_size=1, collate=first, num_workers=2)
-    for told in loader.batches(0):
-        assert told.pop("pid") != os.getpid()
-        assert told == {"nvcc": "", "threads": "1", "cv2_threads": 1, "jittor": False}
-    assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert "MKL_NUM_THREADS" not in os.environ
-
-
 def test_unpicklable_attribute_is_named(make):
     dataset = Images(9)
     dataset.mischief[0] = lambda: None
@@ -301,106 +287,3 @@ def test_unpicklable_attribute_is_named(make):
     loader = make(Images(9), num_workers=1, transform=lambda sample, generator: sample)
     with pytest.raises(ValueError, match="transform cannot be sent"):
         list(loader.batches(0))
-
-
-SCRIPT = """
-import os, sys
-import numpy as np
-from jtlightning.data.loader import Loader
-{top}
-
-class Data:
-    def __len__(self):
-        return 40
-
-    def __getitem__(self, index):
-        return np.full(3, index)
-
-def main():
-    global loader  # lives until the interpreter ends
-    loader = Loader(Data(), 4, collate=np.stack, num_workers=2)
-    batches = loader.batches(0)
-    print(next(batches).tolist(), flush=True)
-    print(*[w.process.pid for w in loader._pool._workers], flush=True)
-    {end}
-
-{guard}main()
-"""
-GUARD = "if __name__ == '__main__': "
-
-
-def start(tmp_path: Path, end: str = "", guard: str = GUARD, top: str = "") -> subprocess.Popen:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(top=top, end=end, guard=guard))
-    # In a group of its own, to which the test can send Ctrl-C.
-    return subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(workers.__file__).parents[2])},
-    )
-
-
-def worker_ids(process: subprocess.Popen) -> list[int]:
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("[[0, 0, 0], [1,")
-    return [int(pid) for pid in process.stdout.readline().split()]
-
-
-def test_script_with_its_own_dataset_ends_by_itself(tmp_path):
-    process = start(tmp_path)
-    ids = worker_ids(process)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (0, "", "")
-    assert all(gone(pid, 1) for pid in ids)
-
-
-def test_script_without_the_main_guard_is_told_so(tmp_path):
-    _, err = start(tmp_path, guard="").communicate(timeout=60)
-    assert 'needs `if __name__ == "__main__":`' in err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_end_when_the_trainer_is_killed(tmp_path, number):
-    process = start(tmp_path, end="sys.stdin.read() or os.read(os.pipe()[0], 1)")
-    ids = worker_ids(process)
-    process.send_signal(number)
-    process.communicate(timeout=20)
-    assert all(gone(pid, 3) for pid in ids)
-
-
-def test_workers_end_though_a_forked_child_survives_the_trainer(tmp_path):
-    end = "os.fork() and print(flush=True); os.read(os.pipe()[0], 1)"
-    process = start(tmp_path, end=end)
-    ids = worker_ids(process)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.kill()
-    process.wait(timeout=20)
-    try:
-        assert all(gone(pid, 3) for pid in ids)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_to_the_group_leaves_the_end_to_the_trainer(tmp_path, number):
-    end = "\n    ".join(
-        [
-            "import signal",
-            "signal.signal(signal.SIGTERM, signal.default_int_handler)",
-            "try: print(flush=True); os.read(os.pipe()[0], 1)",
-            "except KeyboardInterrupt: print(len(list(batches)), flush=True)",
-        ]
-    )
-    process = start(tmp_path, end=end)
-    ids = worker_ids(process)
-    assert process.stdout is not None
-    process.stdout.readline()
-    os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (0, "9\n", "")  # the rest of the epoch came
-    assert all(gone(pid, 1) for pid in ids)

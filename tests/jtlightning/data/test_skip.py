@@ -87,6 +87,13 @@ def test_batch_without_a_majority_asks_other_samples(batch_size, kind):
         assert list(loader.skipped) == [3]
 
 
+def test_the_batch_itself_has_no_second_vote():
+    loader = make(Images(4, {1: "shape"}), 2)
+    for epoch in range(10):
+        list(loader.batches(epoch))
+    assert list(loader.skipped) == [1]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 4])
 @pytest.mark.parametrize(("cap", "allowed"), [(2, 2), (0.1, 2), (0.01, 1)])
 def test_more_than_the_cap_is_an_error_with_count_cap_and_last_samples(num_workers, cap, allowed):
