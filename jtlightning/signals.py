@@ -7,12 +7,16 @@ Importing Jittor replaces the C handlers of SIGINT (quits without finally blocks
 from __future__ import annotations
 
 import atexit
+import ctypes
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 import jittor_utils
+
+_SA_RESETHAND = 0x80000000
 
 
 def reclaim() -> None:
@@ -37,10 +41,37 @@ def end_compile_pool() -> None:
         jittor_utils.pool_size = 0
 
 
+class _SigAction(ctypes.Structure):
+    """`struct sigaction` of Linux's C libraries."""
+
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_uint8 * 128),
+        ("flags", ctypes.c_uint),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+def _let_the_next_one_kill(number: signal.Signals) -> None:
+    """Have the kernel itself put the system's default in place once the handler has been called.
+
+    Python calls its handlers only between two of its own instructions, so a handler cannot do
+    it while Jittor compiles or computes.
+    """
+    if sys.platform != "linux":
+        return
+    sigaction = ctypes.CDLL(None).sigaction
+    action = _SigAction()
+    sigaction(int(number), None, ctypes.byref(action))
+    action.flags |= _SA_RESETHAND
+    sigaction(int(number), ctypes.byref(action), None)
+
+
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM only sets `received`; a second SIGINT kills.
 
-    Outside the main thread signals cannot be handled, and nothing is changed.
+    The second one does so at once, on Linux also while C++ code holds the interpreter. Outside the
+    main thread signals cannot be handled, and nothing is changed.
     """
 
     WATCHED = (signal.SIGINT, signal.SIGTERM)
@@ -54,11 +85,12 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in self.WATCHED:
                 self._previous[number] = signal.signal(number, self._on_signal)
+            _let_the_next_one_kill(signal.SIGINT)
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        # The system's default acts even while Jittor's C++ code holds the interpreter.
+        # A Ctrl-C after SIGTERM, too, asks to leave at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def __exit__(

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jittor  # noqa: F401 - replaces the C handlers, which is what these tests are about
 import pytest
@@ -21,6 +23,45 @@ def test_the_first_signal_is_only_noted_and_handlers_come_back(number: signal.Si
         # The next Ctrl-C ends the process even while C++ code holds the interpreter.
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     assert signal.getsignal(number) is before
+
+
+#: Waits in C code for ever, with the interpreter locked, as a long kernel has it.
+IN_C = """
+import ctypes, sys
+from jtlightning.signals import StopSignals
+lock, library = ctypes.create_string_buffer(128), ctypes.PyDLL(None)
+with StopSignals():
+    library.pthread_mutex_lock(lock)
+    sys.stdout.write("ready")
+    sys.stdout.flush()
+    library.pthread_mutex_lock(lock)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python's handler must run first")
+def test_a_second_ctrl_c_ends_the_process_while_c_code_runs() -> None:
+    command = [sys.executable, "-c", IN_C]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.read(5) == b"ready"
+        wait_until_it_sleeps(child.pid)
+        child.send_signal(signal.SIGINT)
+        wait_until_it_sleeps(child.pid)
+        assert child.poll() is None, "the first one is only noted"
+        child.send_signal(signal.SIGINT)
+        try:
+            assert child.wait(10) == -signal.SIGINT
+        finally:
+            child.kill()
+
+
+def wait_until_it_sleeps(pid: int) -> None:
+    """Until its main thread waits in the kernel, and no signal waits for it."""
+    deadline = time.monotonic() + 10
+    status = ""
+    while "\nState:\tS" not in status or "\nShdPnd:\t0000000000000000" not in status:
+        assert time.monotonic() < deadline, status
+        status = Path(f"/proc/{pid}/status").read_text()
 
 
 def test_a_child_that_is_killed_does_not_end_this_process() -> None:
