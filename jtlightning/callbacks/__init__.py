@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jtlightning.callbacks.summary import ModelSummary
     from jtlightning.callbacks.throughput import Throughput
     from jtlightning.callbacks.timer import Timer
+    from jtlightning.callbacks.weight_stats import WeightStats
 
 __all__ = [
     "EMA",
@@ -37,6 +38,7 @@ __all__ = [
     "SaveOnException",
     "Throughput",
     "Timer",
+    "WeightStats",
 ]
 
 _MODULES = {
@@ -55,6 +57,7 @@ _MODULES = {
     "SaveOnException": "save_on_exception",
     "Throughput": "throughput",
     "Timer": "timer",
+    "WeightStats": "weight_stats",
 }
 
 
