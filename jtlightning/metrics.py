@@ -156,11 +156,12 @@ class MetricLog(Mapping[str, float]):
         sums = {
             scope: {k: list(v) for k, v in named.items()} for scope, named in self._sums.items()
         }
-        return {"values": dict(self._values), "sums": sums}
+        return {"values": dict(self._values), "sums": sums, "both": sorted(self._both)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._values = dict(state["values"])
+        self._both = set(state["both"])
         self._sums = {
             scope: {name: list(total) for name, total in named.items()}
             for scope, named in state["sums"].items()

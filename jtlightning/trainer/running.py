@@ -199,6 +199,11 @@ class Running:
         if not self.sanity_checking:
             self._log_buffer.update(metrics)
 
+    @property
+    def unwritten_logs(self) -> dict[str, float]:
+        """What the loggers will get for this step."""
+        return dict(self._log_buffer)
+
     def flush_logs(self) -> None:
         """Write what has been gathered for this step to every logger, as one row."""
         if self._log_buffer:

@@ -98,6 +98,7 @@ class Session:
             resumed = trainer.state.global_step
             self._checkpoint = None  # its arrays are as large as the model and its moments
         self._start_loggers(resumed)
+        trainer.flush_logs()
         enter_training_mode(self.task)
         trainer.start_clock()
         trainer.at_step_boundary = True

@@ -57,6 +57,8 @@ def _capture_training(trainer: Running, checkpoint: Checkpoint) -> None:
         "num_training_batches": trainer.num_training_batches,
         "state": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
     }
+    # A save comes before the loggers get the row of its step, which a kill in between would lose.
+    checkpoint.metadata["unwritten_logs"] = trainer.unwritten_logs
     checkpoint.metadata["loggers"] = {x.state_key: x.state_dict() for x in trainer.loggers}
     callbacks = checkpoint.metadata["callbacks"] = {}
     for callback in trainer.callbacks:
@@ -126,6 +128,7 @@ def restore_training(trainer: Running, checkpoint: Checkpoint, source: str) -> N
     for logger in trainer.loggers:
         if logger.state_key in metadata["loggers"]:
             logger.load_state_dict(metadata["loggers"][logger.state_key])
+    trainer.log_metrics(metadata["unwritten_logs"])
     data = metadata["data"]
     if trainer.datamodule is not None:
         trainer.datamodule.load_state_dict(data["state"])

@@ -147,3 +147,25 @@ def test_another_model_s_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     del task.model
     with pytest.raises(ValueError, match=r"network\.fc1\.weight[^$]*config\.yaml"):
         make_trainer(tmp_path, max_steps=2).fit(task, datamodule=TinyData(), ckpt_path="last")
+
+
+@pytest.mark.parametrize("step", [3, 4])  # inside an epoch, and at its last batch
+def test_a_kill_between_save_and_log_loses_no_row(tmp_path: Path, step: int) -> None:
+    class Killed(BaseException):
+        pass
+
+    class DiesBehindItsSave(ModelCheckpoint):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            super().on_train_batch_end(trainer, *args)
+            if trainer.global_step == step and trainer.at_step_boundary:
+                raise Killed
+
+    def rows(folder: Path, *callbacks: Callback) -> list[str]:
+        run(folder, *callbacks, log_every_n_steps=1)
+        (path,) = folder.glob("*/metrics.csv")
+        return path.read_text().splitlines()
+
+    whole = rows(tmp_path / "whole", ModelCheckpoint(every_n_train_steps=1))
+    with pytest.raises(Killed):
+        rows(tmp_path / "parts", DiesBehindItsSave(every_n_train_steps=1))
+    assert rows(tmp_path / "parts", ModelCheckpoint(every_n_train_steps=1)) == whole
