@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -60,9 +61,13 @@ def config_folders() -> list[Path]:
 
 
 def _train(command: str, options: list[str]) -> int:
+    # NumPy's threads start with Ctrl-C blocked, so that it always reaches the main thread, which
+    # can block it while Jittor, with a handler of its own, is imported.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     from jtlightning.cli import Link
     from jtlightning.cli import main as run
 
+    signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     return run(
         [command, *options],
         prog="segtasks",

@@ -6,12 +6,13 @@ import copy
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -29,10 +30,15 @@ from jtlightning.cli.config import (
     dump,
     suggestion,
 )
+from jtlightning.cli.interrupt import leave_at_ctrl_c
 from jtlightning.cli.links import Link, fill, hold_places
+from jtlightning.cli.log_file import RunLog
 from jtlightning.cli.program import Program
 from jtlightning.cli.schema import check_keys
 from jtlightning.run_directory import RunDirectoryError
+
+if TYPE_CHECKING:
+    from jtlightning.runtime.chatter import Chatter
 
 _log = logging.getLogger(__name__)
 _NOT_A_FILE = ("last", "best", "auto")
@@ -89,13 +95,17 @@ def main(
             program = _program(prog, *classes)
             return _help(arguments, command, program, finder.shipped(), offered)
         config = _configure(arguments, finder, prog)
+        chatter = None
         if trainer_class is None and not arguments.print_config:
-            capture_chatter(Path(config.get("trainer.default_root_dir") or _experiment(arguments)))
+            experiment = config.get("trainer.default_root_dir") or _experiment(arguments)
+            chatter = capture_chatter(Path(experiment))
         _log_to_console(packages)
-        program = _program(prog, *classes)
+        with leave_at_ctrl_c(before=chatter.close if chatter is not None else None):
+            program = _program(prog, *classes)
         if arguments.print_config:
             return _print(config, program, links)
-        _tell_times(command, began, _execute(command, arguments, config, program, links))
+        line = shlex.join([prog, *argv])
+        _tell_times(command, began, _execute(command, arguments, config, program, links, line))
         return 0
     except KeyboardInterrupt:
         return 130
@@ -106,14 +116,17 @@ def main(
         return 2 if isinstance(error, ConfigError) else 1
 
 
-def capture_chatter(experiment: Path) -> None:
+def capture_chatter(experiment: Path) -> Chatter | None:
     """Keep Jittor's output in the experiment's folder, which this shows to be writable.
+
+    Returns:
+        What `runtime.capture_chatter` returns.
 
     Raises:
         RunDirectoryError: It cannot be written.
     """
     try:
-        runtime.capture_chatter(experiment / "jittor.log")
+        return runtime.capture_chatter(experiment / "jittor.log")
     except OSError as error:
         raise RunDirectoryError.of(experiment, error) from error
 
@@ -209,20 +222,29 @@ def _resolve(
 
 
 def _execute(
-    command: str, arguments: Arguments, config: Config, program: Program, links: Sequence[Link]
+    command: str,
+    arguments: Arguments,
+    config: Config,
+    program: Program,
+    links: Sequence[Link],
+    line: str,
 ) -> Path | None:
     _resolve(config, program, links)
     if config.get("trainer.default_root_dir") is None and arguments.configs:
         trainer_section = config.values["trainer"] = config.values.get("trainer") or {}
         trainer_section["default_root_dir"] = _experiment(arguments)
-    return _run(command, config, program, links)
+    trainer = program.build(config, "trainer")
+    with RunLog(lambda: _folder(trainer), line):
+        _run(command, trainer, config, program, links)
+    return _folder(trainer)
 
 
-def _run(command: str, config: Config, program: Program, links: Sequence[Link]) -> Path | None:
-    """Build everything and run the command; returns the run's folder, if there is one."""
+def _run(
+    command: str, trainer: Any, config: Config, program: Program, links: Sequence[Link]
+) -> None:
+    """Build data and task, and run the command."""
     from jtlightning.callbacks.config_saver import ConfigSaver
 
-    trainer = program.build(config, "trainer")
     data = program.build(config, "data")
     fill(config, links, data)
     task = program.build(config, "task")
@@ -234,6 +256,9 @@ def _run(command: str, config: Config, program: Program, links: Sequence[Link]) 
     result = getattr(trainer, command)(task, datamodule=data, ckpt_path=ckpt_path)
     if command in ("validate", "test"):
         _print_metrics(result)
+
+
+def _folder(trainer: Any) -> Path | None:
     return trainer.run.path if trainer.run is not None else None
 
 
@@ -263,11 +288,11 @@ def _drop(values: dict[str, object], key: str) -> None:
 
 
 def _log_to_console(packages: Sequence[str]) -> None:
-    """Show what the packages log, once, however often `main` is called."""
+    """Show what the packages log, and warnings of everybody else, once, however often called."""
     for package in packages:
-        logger = logging.getLogger(package)
-        if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
-            handler = RichHandler(console=Console(stderr=True), show_path=False)
-            handler.setFormatter(logging.Formatter("%(message)s"))
-            logger.addHandler(handler)
-            logger.setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(logging.INFO)
+    root = logging.getLogger()
+    if not any(isinstance(handler, RichHandler) for handler in root.handlers):
+        handler = RichHandler(console=Console(stderr=True), show_path=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(handler)
