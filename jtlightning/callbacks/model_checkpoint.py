@@ -8,11 +8,14 @@ import os
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jtlightning.callbacks.base import Callback, check_monitored
-from jtlightning.checkpoint.atomic import link_file
+from jtlightning.checkpoint.atomic import publish_file, remove_file, sweep
+from jtlightning.checkpoint.background import BackgroundJob
+from jtlightning.checkpoint.container import encode_checkpoint
 
 if TYPE_CHECKING:
     from jtlightning.task import Task
@@ -32,6 +35,10 @@ class SavedCheckpoint:
     score: float | None
 
 
+#: Ranked files, names to be removed, step of the newest file.
+_Kept = tuple[list[SavedCheckpoint], list[str], int]
+
+
 class ModelCheckpoint(Callback):
     """Save the run, keep the best or newest files, and let `last.ckpt` be the newest save.
 
@@ -41,6 +48,11 @@ class ModelCheckpoint(Callback):
     including the one at the end of a run and after a stop signal, goes to `last.ckpt`. The
     triggers by steps, epochs and seconds add up. A file is removed only after its successor has
     been written completely.
+
+    With `asynchronous`, training goes on while a thread writes a copy of the state, which takes
+    the memory of one checkpoint. A file counts once it is on the disk: until then it is not
+    ranked, not `last`, and nothing is removed for it. A save that is due earlier waits; so do the
+    end of the run, a stop signal and an error. A failed write is raised at the next step.
 
     Args:
         monitor: Name of the metric that ranks, such as `val/miou`.
@@ -55,6 +67,7 @@ class ModelCheckpoint(Callback):
         every_n_epochs: Save at every n-th epoch; default 1, or never where one of the other two
             triggers is given and nothing is monitored.
         train_time_interval: Also save when so many seconds have passed since the last save.
+        asynchronous: Write on a thread.
         name: Tells two checkpoints with the same `monitor` apart in the saved state.
     """
 
@@ -72,6 +85,7 @@ class ModelCheckpoint(Callback):
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
         train_time_interval: float | None = None,
+        asynchronous: bool = False,
         name: str | None = None,
     ) -> None:
         if mode not in ("min", "max"):
@@ -90,7 +104,7 @@ class ModelCheckpoint(Callback):
         self.sign = 1.0 if mode == "max" else -1.0
         self.filename = _default_name(monitor) if filename is None else filename
         _check_template(self.filename, save_top_k)
-        self.dirpath, self.name = dirpath, name
+        self.dirpath, self.name, self.asynchronous = dirpath, name, asynchronous
         self.every_n_train_steps, self.train_time_interval = (
             every_n_train_steps,
             train_time_interval,
@@ -103,6 +117,9 @@ class ModelCheckpoint(Callback):
         self._ranked: list[SavedCheckpoint] = []
         self._retired: list[str] = []
         self._saved_step = -1
+        self._job: BackgroundJob | None = None
+        self._after_job: _Kept = ([], [], -1)
+        self._error: BaseException | None = None
         self._seen_step = 0
         self._saved_at_s = time.monotonic()
         self._folder: Path | None = None
@@ -146,8 +163,8 @@ class ModelCheckpoint(Callback):
             raise ValueError("ModelCheckpoint needs `dirpath`: this run has no folder of its own")
 
     def on_fit_start(self, trainer: Trainer, task: Task) -> None:
-        for stray in self.folder.glob(".last-*.tmp"):
-            stray.unlink(missing_ok=True)
+        if self.folder.is_dir():
+            sweep(self.folder)
         # A run that was killed between writing a checkpoint and removing its predecessors.
         self._remove_retired()
         missing = [saved.name for saved in self._ranked if not (self.folder / saved.name).exists()]
@@ -168,6 +185,7 @@ class ModelCheckpoint(Callback):
         if trainer.global_step == self._seen_step:
             return  # inside an accumulation window
         self._seen_step = trainer.global_step
+        self._raise_failure()
         every, interval_s = self.every_n_train_steps, self.train_time_interval
         by_steps = every is not None and trainer.global_step % every == 0
         by_time = interval_s is not None and time.monotonic() - self._saved_at_s >= interval_s
@@ -189,10 +207,22 @@ class ModelCheckpoint(Callback):
             self._save(trainer, fresh=True)
 
     def on_train_end(self, trainer: Trainer, task: Task) -> None:
+        self._finish()
         if trainer.global_step != self._saved_step:
             self._save(trainer, fresh=False)
+            self._finish()
+
+    def on_exception(self, trainer: Trainer, task: Task, exception: BaseException) -> None:
+        self._settle()
+        if self._error is not None:  # not raised: it would hide the exception
+            _log.error("%s", self._error)
+            self._error = None
+
+    def teardown(self, trainer: Trainer, task: Task, stage: str) -> None:
+        self._finish()
 
     def state_dict(self) -> dict[str, Any]:
+        self._settle()  # another saver's file must not name what is about to be removed
         best = self._best()
         return {
             "best_model_path": None if best is None else best.name,
@@ -227,6 +257,7 @@ class ModelCheckpoint(Callback):
 
     def _save(self, trainer: Trainer, *, fresh: bool) -> None:
         """Write one file; `fresh` says that the monitored value belongs to this very step."""
+        self._finish()
         before = self._ranked, self._retired, self._saved_step
         new = self._candidate(trainer, fresh=fresh)
         if new is not None:
@@ -236,17 +267,43 @@ class ModelCheckpoint(Callback):
         # The file records the state in which it is itself ranked and its predecessor is gone,
         # so that a resumed run goes on from there whatever happens after the write.
         self._saved_step = trainer.global_step
-        name = _LAST if new is None else new.name
+        path = self.folder / (_LAST if new is None else new.name)
+        link = self.folder / _LAST if new is not None and self.save_last else None
+        publish = partial(publish_file, path, link, [self.folder / name for name in self._retired])
+        after = self._ranked, list[str](), self._saved_step
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(self.folder / name)
+            if self.asynchronous:
+                write = encode_checkpoint(trainer.capture_checkpoint()).write
+                self._job = BackgroundJob(partial(publish, write), f"writes {path.name}")
+            else:
+                publish(trainer.save_checkpoint)
         except BaseException:
             self._ranked, self._retired, self._saved_step = before
             raise
+        self._after_job = after
+        now = before if self.asynchronous else after
+        self._ranked, self._retired, self._saved_step = now
         self._saved_at_s = time.monotonic()
-        if new is not None and self.save_last:
-            link_file(self.folder / name, self.folder / _LAST)
-        self._remove_retired()
+
+    def _settle(self) -> None:
+        """Wait for the file that is being written: now it counts, or there is an error."""
+        if self._job is not None:
+            self._error = self._job.wait()
+            self._job = None
+            if self._error is None:
+                self._ranked, self._retired, self._saved_step = self._after_job
+
+    def _finish(self) -> None:
+        """Wait for the file that is being written, and raise what went wrong with it."""
+        self._settle()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _raise_failure(self) -> None:
+        """Raise what went wrong in the meantime, without waiting."""
+        if self._error is not None or (self._job is not None and self._job.done):
+            self._finish()
 
     def _candidate(self, trainer: Trainer, *, fresh: bool) -> SavedCheckpoint | None:
         if self.save_top_k == 0:
@@ -299,7 +356,7 @@ class ModelCheckpoint(Callback):
 
     def _remove_retired(self) -> None:
         for name in self._retired:
-            (self.folder / name).unlink(missing_ok=True)
+            remove_file(self.folder / name)
         self._retired = []
 
     def _render(self, trainer: Trainer) -> str:

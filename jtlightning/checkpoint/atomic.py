@@ -52,6 +52,28 @@ def atomic_file(path: Path) -> Iterator[Write]:
         raise
 
 
+def publish_file(
+    path: Path, link: Path | None, retired: list[Path], write: Callable[[Path], None]
+) -> None:
+    """Let `write` make a file; once it is on the disk, link it and remove the older ones.
+
+    Args:
+        path: What `write` is called with; it writes through `atomic_file`.
+        link: A second name for the file.
+        retired: Files that go when all else is done.
+        write: Makes the file.
+
+    Raises:
+        CheckpointError: The system refused; nothing has been removed unless the file is there.
+    """
+    make_folder(path.parent)
+    write(path)
+    if link is not None:
+        link_file(path, link)
+    for old in retired:
+        remove_file(old)
+
+
 def link_file(source: Path, target: Path) -> None:
     """Make `target` a second name of `source`, replacing it in one step.
 
@@ -77,6 +99,21 @@ def link_file(source: Path, target: Path) -> None:
     finally:
         # rename() of two names of one file does nothing and leaves the temporary one.
         _discard(temporary)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that is no longer needed; it may be gone already.
+
+    Raises:
+        CheckpointError: The system refused.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = f"could not be removed: {error.strerror or error}"
+        raise CheckpointError(
+            path, reason, "mend the permissions; newer ones are intact"
+        ) from error
 
 
 def make_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class BackgroundJob:
-    """Runs a function on a new thread; what it raises is raised by `wait`.
+    """Runs a function on a new thread.
 
     The thread is not a daemon: the interpreter does not leave before it is done. The function
     must not use Jittor, which belongs to the main thread.
@@ -25,25 +25,20 @@ class BackgroundJob:
 
     @property
     def done(self) -> bool:
-        """Whether `wait` would return, or raise, at once."""
+        """Whether `wait` would return at once."""
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Wait for the end and raise what the function raised.
-
-        Raises:
-            RuntimeError: In a forked child, which has no thread that could finish the job.
-        """
+    def wait(self) -> BaseException | None:
+        """Wait for the end; returns what the function raised, to be raised where it fits."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
-        if not self._finished:
-            raise RuntimeError("this process was forked from the one that runs the job")
+        if self._error is None and not self._finished:
+            return RuntimeError("this process was forked from the one whose thread does the job")
+        return self._error
 
     def _run(self, job: Callable[[], None]) -> None:
         try:
             job()
-        except BaseException as error:  # noqa: BLE001 - `wait` raises it where it can be handled
+        except BaseException as error:  # noqa: BLE001 - nothing could catch it on this thread
             self._error = error
         else:
             self._finished = True
