@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from jtlightning.data.recipe import Loaded, LoaderError, Recipe, name_of
 from jtlightning.data.worker import ENVIRONMENT, START, Answer, Request, work
 
 _FAREWELL_S = 1.0
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -196,7 +198,7 @@ class WorkerPool:
 
 def _start(number: int, recipe: Recipe) -> _Worker:
     ours, theirs = socket_pair()
-    diary = Diary.create()
+    diary, process = Diary.create(), None
     try:
         socket.send_fds(ours, [b" "], [diary.file])
         _hand_over(ours, recipe)
@@ -207,6 +209,8 @@ def _start(number: int, recipe: Recipe) -> _Worker:
         with _signals_blocked(), _environment(ENVIRONMENT):
             process.start()
     except BaseException:
+        if process is not None and process.pid is not None:
+            process.kill()  # it may be deep in its imports, and notice a closed socket late
         ours.close()
         diary.close()
         raise
@@ -241,11 +245,35 @@ def _signals_blocked() -> Iterator[None]:
     """
     # Started by the first child otherwise, and it unblocks both signals.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        with _signals_put_off():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _signals_put_off() -> Iterator[None]:
+    """Act on SIGINT and SIGTERM after the block.
+
+    A mask is not enough: some library's thread takes the signal, and Python interrupts the main
+    thread, maybe between the start of a child and what it is told then.
+    """
+    caught: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _STOPS}
+    if threading.current_thread() is not threading.main_thread() or None in handlers.values():
+        yield  # signals are not ours to handle
+        return
+    for number in handlers:
+        signal.signal(number, lambda received, _: caught.append(received))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for received in caught:
+            signal.raise_signal(received)
 
 
 def _end(workers: list[_Worker]) -> None:
