@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jtlightning.callbacks.config_saver import ConfigSaver
     from jtlightning.callbacks.early_stopping import EarlyStopping
     from jtlightning.callbacks.ema import EMA
+    from jtlightning.callbacks.image_logger import ImageLogger
     from jtlightning.callbacks.lr_monitor import LearningRateMonitor
     from jtlightning.callbacks.memory_guard import MemoryGuard
     from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
@@ -28,6 +29,7 @@ __all__ = [
     "Callback",
     "ConfigSaver",
     "EarlyStopping",
+    "ImageLogger",
     "LearningRateMonitor",
     "MemoryGuard",
     "ModelCheckpoint",
@@ -47,6 +49,7 @@ _MODULES = {
     "ConfigSaver": "config_saver",
     "EMA": "ema",
     "EarlyStopping": "early_stopping",
+    "ImageLogger": "image_logger",
     "LearningRateMonitor": "lr_monitor",
     "MemoryGuard": "memory_guard",
     "ModelCheckpoint": "model_checkpoint",

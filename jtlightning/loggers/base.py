@@ -22,6 +22,11 @@ class Logger:
         """Name of this logger's state in a checkpoint."""
         return type(self).__name__
 
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether `log_image` records anything, as far as is known by now."""
+        return type(self).log_image is not Logger.log_image
+
     def start(self, run: RunDirectory, *, resumed_step: int | None) -> None:
         """Open the medium, after `load_state_dict` where a checkpoint was restored.
 

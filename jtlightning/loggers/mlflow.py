@@ -74,6 +74,10 @@ class MLflowLogger(Logger):
         self._config: dict[str, Any] = {}
         self._config_file = "config.json"
 
+    @property
+    def shows_pictures(self) -> bool:
+        return self._client is not None and not self._client.stopped
+
     def start(self, run: RunDirectory, *, resumed_step: int | None) -> None:
         if resumed_step is None or self._folder != run.path.name:
             self.run_id = None  # a restored checkpoint, but a folder of its own: another run
@@ -124,6 +128,7 @@ class MLflowLogger(Logger):
     def _open(self, folder: Path) -> None:
         # Recent versions refuse a store of files unless asked; a database would need SQLAlchemy.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # sent to its makers
         from mlflow.tracking import MlflowClient
 
         files = (folder.parent / "mlruns").as_uri()

@@ -38,6 +38,10 @@ class TensorBoardLogger(Logger):
         self._flushed_at_s = 0.0
         self._config: dict[str, Any] = {}
 
+    @property
+    def shows_pictures(self) -> bool:
+        return self._writer is not None
+
     def start(self, run: RunDirectory, *, resumed_step: int | None) -> None:
         folder = run.path / "tensorboard"
         try:

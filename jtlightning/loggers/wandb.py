@@ -77,6 +77,10 @@ class WandbLogger(Logger):
         self._logged: dict[str, int] = {}
         self._config: dict[str, Any] = {}
 
+    @property
+    def shows_pictures(self) -> bool:
+        return self._client is not None and not self._client.stopped
+
     def start(self, run: RunDirectory, *, resumed_step: int | None) -> None:
         mode = self.mode or _mode_of_environment()
         continued = resumed_step is not None and (run.path / "wandb").is_dir()
@@ -128,6 +132,8 @@ class WandbLogger(Logger):
     # ---- in the thread of the client --------------------------------------------------------
 
     def _open(self, folder: Path, mode: Any, continued: bool) -> None:
+        if mode != "online":  # else the client reports its own errors to its makers
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         if continued and self.run_id:

@@ -229,9 +229,12 @@ def test_an_error_of_the_client_warns_once_and_goes_on(
 ) -> None:
     logger = WandbLogger()
     logger.start(run_of(tmp_path), resumed_step=None)
+    assert logger.shows_pictures
     monkeypatch.setattr(logger._run, "log", lambda *_, **__: 1 / 0)
     for step in (1, 2, 3):
         logger.log_metrics({"loss": 1.0}, step=step, epoch=0)
+    assert not logger._client.run(lambda: None, timeout_s=30)
+    assert not logger.shows_pictures
     logger.finish("finished")
     assert [r.getMessage() for r in caplog.records if r.name.startswith("jtlightning")] == [
         "WandbLogger stops, training goes on: ZeroDivisionError: division by zero"
@@ -258,6 +261,7 @@ SCRIPT = """
     stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
     parents = {s.split()[0]: s.rpartition(")")[2].split()[1] for s in stats}
     children = [child for child, parent in parents.items() if parent == str(os.getpid())]
+    quiet = [b"--no-observability" in Path(f"/proc/{c}/cmdline").read_bytes() for c in children]
     for child in children:
         os.kill(int(child), getattr(signal, sys.argv[2]))
         if sys.argv[2] == "SIGKILL":
@@ -267,7 +271,7 @@ SCRIPT = """
         logger.log_metrics({"loss": 1.0}, step=step, epoch=0)
     slowed = time.monotonic() - began > 1.0
     logger.finish("finished")
-    print("killed", len(children), "slowed", slowed)
+    print("killed", len(children), "quiet", quiet, "slowed", slowed)
 """
 
 
@@ -284,13 +288,17 @@ def test_a_killed_or_hanging_service_does_not_end_training(
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), run_of(tmp_path).path, kind, str(steps)],
         # Not the service of this process, which an earlier test may have started.
-        env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("WANDB_SERVICE", "WANDB_ERROR_REPORTING")
+        },
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.stdout == "killed 1 slowed False\n"
+    assert done.stdout == "killed 1 quiet [True] slowed False\n"
     assert done.returncode == 0
     assert done.stderr.count("WandbLogger stops, training goes on") == 1
     assert reason in done.stderr
