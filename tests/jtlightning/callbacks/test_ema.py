@@ -32,14 +32,15 @@ class Bench:
         statistics = ("norm.running_mean", "norm.running_var")
         named = dict(self.task.named_parameters())
         trained = [p for name, p in named.items() if name not in (*statistics, *frozen)]
-        self.trainer: Any = SimpleNamespace(optimizer=jt.optim.AdamW(trained, lr=1e-2))
+        self.trainer: Any = SimpleNamespace(optimizers=[jt.optim.AdamW(trained, lr=1e-2)])
+        (self.optimizer,) = self.trainer.optimizers
         self.rng = np.random.default_rng(1)
         ema.on_fit_start(self.trainer, self.task)
 
     def step(self) -> None:
         x = jt.array(self.rng.standard_normal((8, 4), dtype=np.float32))
-        self.trainer.optimizer.step((self.task(x) ** 2).mean())
-        self.ema.on_after_optimizer_step(self.trainer, self.task, self.trainer.optimizer)
+        self.optimizer.step((self.task(x) ** 2).mean())
+        self.ema.on_after_optimizer_step(self.trainer, self.task, self.optimizer)
         jt.sync_all()
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -137,7 +138,7 @@ def test_a_restored_average_continues_bit_for_bit() -> None:
     resumed.load_state_dict(state)
     resumed.on_fit_start(bench.trainer, bench.task)
     bench.step()
-    resumed.on_after_optimizer_step(bench.trainer, bench.task, None)
+    resumed.on_after_optimizer_step(bench.trainer, bench.task, bench.optimizer)
     np.testing.assert_equal(resumed.state_dict(), bench.ema.state_dict())
 
 
@@ -146,7 +147,7 @@ def test_a_restored_average_is_used_without_an_optimizer() -> None:
     bench.step()
     ema, task = EMA(0.9), Net()
     ema.load_state_dict(bench.ema.state_dict())
-    ema.on_test_start(SimpleNamespace(optimizer=None), task)
+    ema.on_test_start(SimpleNamespace(optimizers=[]), task)
     np.testing.assert_equal(
         {name: p.numpy() for name, p in task.named_parameters()}, average(bench.ema)
     )
@@ -167,9 +168,28 @@ def test_frozen_weights_and_statistics_can_stay_out() -> None:
 def test_a_layer_that_joins_the_optimizer_joins_the_average() -> None:
     bench = Bench(EMA(0.9), frozen=("first.weight",))
     bench.step()
-    bench.trainer.optimizer.add_param_group({"params": [bench.task.first.weight]})
+    bench.optimizer.add_param_group({"params": [bench.task.first.weight]})
     bench.ema.on_train_epoch_start(bench.trainer, bench.task)
     np.testing.assert_equal(average(bench.ema)["first.weight"], bench.task.first.weight.numpy())
+
+
+def test_each_of_several_optimizers_moves_what_it_updates() -> None:
+    bench = Bench(EMA(0.5), frozen=("second.weight",))
+    other = jt.optim.SGD([bench.task.second.weight], lr=0.0)
+    bench.trainer.optimizers.append(other)
+    bench.ema.on_fit_start(bench.trainer, bench.task)
+    start, named = average(bench.ema), dict(bench.task.named_parameters())
+    for weight in named.values():
+        weight.assign(weight + 1.0)
+    bench.ema.on_after_optimizer_step(bench.trainer, bench.task, other)
+    moved = {n for n, value in average(bench.ema).items() if (value != start[n]).any()}
+    assert moved == {"second.weight"}
+    assert bench.ema.updates == 0
+    bench.ema.on_after_optimizer_step(bench.trainer, bench.task, bench.optimizer)
+    assert bench.ema.updates == 1
+    for name, value in average(bench.ema).items():
+        # One rounding of numbers around 1.
+        np.testing.assert_allclose(value, start[name] + 0.5, atol=1e-6, err_msg=name)
 
 
 def test_a_save_within_an_evaluation_holds_the_raw_weights() -> None:
