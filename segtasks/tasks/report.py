@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,7 @@ class SegmentationReport:
     ) -> None:
         self._trainer, self._protocol, self._pictures = trainer, protocol, pictures
         data: Any = trainer.datamodule
-        names = getattr(data, "class_names", None)
-        self._names = list(names) if names else [f"class {i}" for i in range(num_classes)]
+        self._names = _class_names(trainer, num_classes)
         self._counts = {MODEL: ConfusionMatrix(num_classes, IGNORE_INDEX)}
         self._majority = None
         if baselines:
@@ -123,6 +122,29 @@ def write_predictions(trainer: Trainer, batch: Any, predictions: Sequence[np.nda
         image, _ = _pictures(trainer, batch, index)
         save_picture(folder / f"{name}.png", classes.astype(np.uint8))
         save_picture(folder / f"{name}_overlay.png", overlay(image, classes, colours))
+
+
+def sample_sheets(
+    trainer: Trainer, batch: Any, predictions: np.ndarray, num_classes: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Draw one sample after the other: `predictions/<name>` and a sheet of one row.
+
+    Args:
+        trainer: Whose data module names the classes.
+        batch: A `SegmentationBatch` of Vars.
+        predictions: (B, H, W) classes.
+        num_classes: K.
+    """
+    names, labels = _class_names(trainer, num_classes), batch.label.numpy()
+    for index, name in enumerate(batch.names):
+        image, depth = _pictures(trainer, batch, index)
+        sheet = prediction_sheet([image], [depth], [labels[index]], [predictions[index]], names)
+        yield f"predictions/{name}", sheet
+
+
+def _class_names(trainer: Trainer, num_classes: int) -> list[str]:
+    names = getattr(trainer.datamodule, "class_names", None)
+    return list(names) if names else [f"class {i}" for i in range(num_classes)]
 
 
 def _pictures(trainer: Trainer, batch: Any, index: int) -> tuple[np.ndarray, np.ndarray]:

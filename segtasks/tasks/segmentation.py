@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jittor as jt
@@ -16,7 +17,7 @@ from segtasks.inference import SingleScale
 from segtasks.losses.segmentation import cross_entropy
 from segtasks.metrics.segmentation import ConfusionMatrix, SegmentationScores
 from segtasks.models.dformer import parameter_groups
-from segtasks.tasks.report import SegmentationReport, write_predictions
+from segtasks.tasks.report import SegmentationReport, sample_sheets, write_predictions
 
 
 class SegmentationTask(Task):
@@ -99,8 +100,17 @@ class SegmentationTask(Task):
     def on_validation_epoch_start(self) -> None:
         self.confusion = ConfusionMatrix(self.num_classes, IGNORE_INDEX)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.confusion.update(self._predict(batch.image, batch.depth), batch.label.numpy())
+    def validation_step(self, batch: Any, batch_idx: int) -> np.ndarray:
+        """Count the batch; returns the predicted classes, (B, H, W)."""
+        prediction = self._predict(batch.image, batch.depth)
+        self.confusion.update(prediction, batch.label.numpy())
+        return prediction
+
+    def prediction_images(
+        self, batch: Any, outputs: np.ndarray
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """RGB, depth, labels and prediction of each sample beside each other (`ImageLogger`)."""
+        return sample_sheets(self.trainer, batch, outputs, self.num_classes)
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val", self.confusion.scores())

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from jittor import nn
 
+from jtlightning.callbacks.image_logger import ImageLogger
 from jtlightning.checkpoint.weights import WeightsError
 from jtlightning.trainer import Trainer
 from segtasks.data import RGBDDataModule
 from segtasks.metrics.segmentation import ConfusionMatrix
 from segtasks.tasks import SegmentationTask
+from segtasks.visualize import prediction_sheet
 
 SIZE = (8, 12)
 CLASSES = 3
@@ -118,6 +120,24 @@ def test_training_logs_the_loss_and_validation_the_scores(
     assert trainer.metrics["val/miou"] == 1.0
     assert 0 < trainer.metrics["train/loss"] < 1
     assert np.abs(task.model.offset.numpy()).max() > 0
+
+
+def test_predictions_are_drawn_in_validation(tmp_path: Path, rooms: RGBDDataModule) -> None:
+    network = ByDepth()
+    network.offset.update(jt.array([0.0, 100.0, 0.0]))  # class 1 everywhere
+    trainer = make_trainer(tmp_path, callbacks=[ImageLogger(limit=5)])
+    trainer.validate(SegmentationTask(network), datamodule=rooms)
+    assert trainer.run is not None
+    drawn = sorted((trainer.run.pictures / "predictions").iterdir())
+    assert [path.name for path in drawn] == ["0-step0000000.png", "1-step0000000.png"]
+    raw = cv2.imread(str(rooms.root / "Label/1.png"), cv2.IMREAD_UNCHANGED)
+    image = cv2.imread(str(rooms.root / "RGB/1.png"))[..., ::-1]
+    depth = cv2.imread(str(rooms.root / "Depth/1.png"), cv2.IMREAD_UNCHANGED)
+    expected = prediction_sheet(
+        [image], [depth], [raw - 1], [np.ones(SIZE, np.int64)], ["near", "middle", "far"]
+    )
+    sheet = cv2.imread(str(drawn[1]))[..., ::-1]
+    np.testing.assert_array_equal(sheet, expected)
 
 
 def test_weights_of_another_run_start_the_network(tmp_path: Path, rooms: RGBDDataModule) -> None:
