@@ -42,6 +42,7 @@ class MetricLog(Mapping[str, float]):
         self._values: dict[str, float] = {}
         self._progress_names: dict[str, None] = {}
         self._pending: list[_Record] = []
+        self._detached = 0  # so many of these have no graph any more
         # scope -> name -> [weighted sum, sum of weights]; a validation inside a training epoch
         # closes its own means and leaves those of the epoch open.
         self._sums: dict[str, dict[str, list[float]]] = {}
@@ -97,12 +98,14 @@ class MetricLog(Mapping[str, float]):
     def drop_after(self, held: int) -> None:
         """Forget what has been logged since `held` was this number."""
         del self._pending[held:]
+        self._detached = min(self._detached, held)
 
     def detach(self) -> None:
         """Cut what is held from the graph of its step; call it right after the boundary."""
-        for record in self._pending:
+        for record in self._pending[self._detached :]:
             if isinstance(record.value, jt.Var):
                 record.value.stop_grad()
+        self._detached = len(self._pending)
 
     def fetch(self) -> dict[str, float]:
         """Read everything held and return the step values under their logger names."""
@@ -114,6 +117,7 @@ class MetricLog(Mapping[str, float]):
         for record in self._pending:
             self._take(record, steps)
         self._pending.clear()
+        self._detached = 0
         self._values.update(steps)
         return steps
 
@@ -148,6 +152,7 @@ class MetricLog(Mapping[str, float]):
         self._values.clear()
         self._progress_names.clear()
         self._pending.clear()
+        self._detached = 0
         self._sums.clear()
 
     def state_dict(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class RichProgressBar(Callback):
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
         self._evaluated = 0
-        self._shown_at_s = self._epoch_began_s = 0.0
+        self._shown_at_s = self._epoch_began_s = self._pause_s = 0.0
         self._steps_seen = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
         self._rate: float | None = None
@@ -56,6 +56,7 @@ class RichProgressBar(Callback):
     def on_train_start(self, trainer: Trainer, task: Task) -> None:
         self._recent.clear()
         self._shown_at_s, self._steps_seen, self._rate = time.monotonic(), 0, None
+        self._pause_s = self.refresh_s if self.console.is_terminal else self.line_every_s
 
     def on_train_epoch_start(self, trainer: Trainer, task: Task) -> None:
         self._epoch_began_s = time.monotonic()
@@ -68,9 +69,11 @@ class RichProgressBar(Callback):
         self._steps_seen += 1
         if self._steps_seen >= _COMPILING_STEPS:
             self._recent.append((now, trainer.global_step))
+        if now - self._shown_at_s < self._pause_s:
+            return  # first of all: the console takes 17 us to say whether it is a terminal
         if self.console.is_terminal:
             self._update("train", trainer.num_training_batches, batch_idx + 1, trainer)
-        elif now - self._shown_at_s >= self.line_every_s:
+        else:
             self._shown_at_s = now
             self._line(f"{_epoch(trainer)}  {self._status(trainer)}")
 

@@ -182,6 +182,7 @@ class Stepper:
         self.hooks.call("on_before_optimizer_step", driver.optimizer)
         limit = trainer.gradient_clip_val
         if limit is not None:
+            # Anew: a hook may have changed them.
             gradients = [g for _, g in driver.gradients()]
             if trainer.gradient_clip_algorithm == "value":
                 clip_by_value(gradients, limit)
