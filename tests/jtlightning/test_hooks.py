@@ -119,3 +119,31 @@ def test_test_and_predict_have_their_own_hooks(tmp_path: Path) -> None:
         getattr(trainer, stage)(TinyTask(), datamodule=TinyData())
         renamed = [c.replace(f"_{stage}_", "_validation_") for c in calls]
         assert renamed == ["setup", *VALIDATION, "teardown"]
+
+
+def test_a_resumed_run_loads_first_and_enters_its_epoch_in_the_middle(tmp_path: Path) -> None:
+    def fit(calls: list[str], **arguments: Any) -> None:
+        trainer = make_trainer(
+            tmp_path,
+            limit_train_batches=3,
+            accumulate_grad_batches=2,
+            num_sanity_val_steps=0,
+            callbacks=[recorder(Callback, calls, "")],
+            logger=False,
+            **arguments,
+        )
+        trainer.fit(TinyTask(), datamodule=TinyData(), ckpt_path="auto")
+
+    first: list[str] = []
+    fit(first, max_steps=1)
+    # The limit closes the epoch, with its hooks; model checkpoints come behind the recorder.
+    closing = ["on_train_epoch_end", "on_save_checkpoint", "on_train_end", "on_fit_end", "teardown"]
+    assert first[-5:] == closing
+    resumed: list[str] = []
+    fit(resumed, max_epochs=1)
+    assert resumed == [
+        *["setup", "on_load_checkpoint", "on_fit_start", "on_train_start", "on_train_epoch_start"],
+        *[*MICRO, *UPDATE, "on_train_batch_end"],
+        *VALIDATION,
+        *["on_train_epoch_end", "on_save_checkpoint", "on_train_end", "on_fit_end", "teardown"],
+    ]
