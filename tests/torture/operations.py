@@ -48,7 +48,10 @@ class Operations:
             return False
         self._names.append(name)
         here = name == self._name and self._names.count(name) == self._number
-        return here and self._saves >= self._first
+        if not here or self._saves < self._first:
+            return False
+        self._name = ""  # once
+        return True
 
     def _wait(self, name: str) -> None:
         names, self._names = self._names, None  # what the pause writes is no operation of the save

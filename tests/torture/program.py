@@ -25,6 +25,7 @@ from jtlightning import runtime
 
 runtime.prepare()
 
+import jittor as jt  # noqa: E402
 import numpy as np  # noqa: E402
 
 from jtlightning.callbacks.base import Callback  # noqa: E402
@@ -67,15 +68,15 @@ class Data(TinyData):
 
 def state_of(trainer: Trainer, task: TinyTask, ema: EMA) -> dict[str, dict[str, np.ndarray]]:
     """All that a resumed run has to repeat, as arrays; for a step boundary."""
-    assert trainer.driver is not None
     named = {name: p.numpy() for name, p in task.named_parameters()}
     statistics = {name: named.pop(name) for name in list(named) if ".running_" in name}
     state = trainer.state
+    drivers = getattr(trainer, "drivers", None) or [trainer.driver]
     counters = [state.epoch, state.batch_in_epoch, state.global_step, ema.updates]
     return {
         "weights": named,
         "statistics": statistics,
-        "optimizer": trainer.driver.state_tensors(),
+        "optimizer": drivers[0].state_tensors(),
         "averages": ema.state_dict()["average"],
         "position": {"counters": np.array(counters)},
     }
@@ -124,18 +125,41 @@ class Saver(ModelCheckpoint):
             super()._save(trainer, fresh=fresh)
 
 
-class PauseAt(Callback):
-    """Waits at a moment of the run: `HOOK:N` is the N-th call of a hook in this process."""
+def pause_at(hook: str, number: int, pause: Tell) -> Callback:
+    """Waits at the `number`-th call of a hook in this process."""
+    left = number
 
-    def __init__(self, hook: str, number: int, pause: Tell) -> None:
-        self.left = number
+    def wait(callback: Callback, trainer: Trainer, *_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            pause(hook)
 
-        def wait(trainer: Trainer, *_: Any) -> None:
-            self.left -= 1
-            if self.left == 0:
-                pause(hook)
+    return type("PauseAt", (Callback,), {hook: wait})()
 
-        self.__class__ = type("PauseAt", (PauseAt,), {hook: staticmethod(wait)})
+
+class BusyKernel(Callback):
+    """Runs one long kernel, which holds the interpreter, behind the given step of the process."""
+
+    def __init__(self, step: int, seconds: float, tell: Tell) -> None:
+        self.left, self.seconds, self.tell = step, seconds, tell
+
+    def on_train_batch_end(self, trainer: Trainer, task: Any, *_: Any) -> None:
+        self.left -= int(trainer.at_step_boundary)
+        if self.left == 0 and trainer.at_step_boundary:
+            self._compute(0.0)  # compiles it
+            self.tell("busy")
+            self._compute(self.seconds)
+
+    def _compute(self, seconds: float) -> None:
+        source = """
+            auto now = [] { return std::chrono::steady_clock::now(); };
+            auto end = now() + std::chrono::duration<double>(@in0(0));
+            while (now() < end) @out(0) += 1;
+        """
+        limit = jt.array(np.array([seconds], np.float32))
+        header = "#include <chrono>"
+        jt.code([1], "float32", [limit], cpu_src=source, cpu_header=header).sync()
 
 
 class OtherChildren(Callback):
@@ -192,7 +216,10 @@ def _callbacks(options: argparse.Namespace) -> list[Callback]:
         Saver(monitor="val/loss", save_last=False),
     ]
     if kind.startswith("on_"):
-        found.append(PauseAt(kind, int(place), _pause))
+        found.append(pause_at(kind, int(place), _pause))
+    if kind == "busy":
+        step, _, seconds = place.partition(":")
+        found.append(BusyKernel(int(step), float(seconds), _announce))
     if options.other_children:
         found.append(OtherChildren(_announce))
     return found

@@ -90,10 +90,22 @@ class RunProcess:
         self.process.stdin.write(b"\n")
 
     def finish(self, seconds: float = PATIENCE_S) -> int:
-        """Wait for the end; returns the exit code as a shell shows it."""
-        code = self.process.wait(seconds)
+        """Wait for the end; returns the exit code as a shell shows it.
+
+        Raises:
+            TimeoutError: It did not end.
+        """
+        deadline = time.monotonic() + seconds
+        # Read all the while: a full pipe would stop the process. Not until its end, which comes
+        # only when nobody has inherited the other side.
+        while self.process.poll() is None:
+            if time.monotonic() > deadline:
+                last = f"last told: {self.events[-1:]}\n{self.errors()}"
+                raise TimeoutError(f"still running after {seconds} s, {last}")
+            self._read(0.002)
         while self._read(0.0):
             pass
+        code = self.process.returncode
         self.code = 128 - code if code < 0 else code
         return self.code
 
