@@ -193,3 +193,21 @@ def in_a_kernel(chain: Chain) -> None:
         chain.left_s.append(time.monotonic() - sent)
         assert chain.left_s[-1] < LEAVES_WITHIN_S
         chain.check(run)
+
+
+def test_unrelated_children_may_be_killed_stopped_or_crash(
+    tmp_path: Path, left_alone: RunProcess
+) -> None:
+    with RunProcess(tmp_path / "run", EPOCHS, "--other-children") as run:
+        assert run.finish() == 0, run.errors()
+        compared = compare(run, hashes(left_alone))
+    ended = run.last("children")
+    assert ended is not None
+    ways = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM]
+    assert ended["codes"] == [-way for way in ways]
+    assert compared == STEPS + 1
+    report(
+        "unrelated child processes killed, stopped, crashed during a run",
+        "changes nothing",
+        f"exit code 0, {compared} of {compared} states bit-equal",
+    )
