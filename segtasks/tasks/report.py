@@ -18,7 +18,7 @@ from segtasks.visualize import colour_map, overlay, prediction_sheet, save_pictu
 
 if TYPE_CHECKING:
     from jtlightning.trainer import Trainer
-    from segtasks.inference import SingleScale
+    from segtasks.inference import Protocol
 
 MODEL = "model"
 WITHOUT_DEPTH = "without depth"
@@ -40,7 +40,7 @@ class SegmentationReport:
         self,
         trainer: Trainer,
         num_classes: int,
-        protocol: SingleScale,
+        protocol: Protocol,
         baselines: bool,
         pictures: int,
     ) -> None:

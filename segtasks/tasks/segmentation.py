@@ -13,7 +13,7 @@ from jtlightning.checkpoint.weights import load_weights, read_weights
 from jtlightning.optim import AdamW, OptimizerConfig, PolySchedule, Schedule
 from jtlightning.task import Task
 from segtasks.data.samples import IGNORE_INDEX
-from segtasks.inference import SingleScale
+from segtasks.inference import Protocol, SingleScale
 from segtasks.losses.segmentation import cross_entropy
 from segtasks.metrics.segmentation import ConfusionMatrix, SegmentationScores
 from segtasks.models.dformer import parameter_groups
@@ -51,7 +51,7 @@ class SegmentationTask(Task):
         optimizer: OptimizerConfig | None = None,
         schedule: Schedule | None = None,
         param_groups: Literal["official", "all"] = "all",
-        protocol: SingleScale | None = None,
+        protocol: Protocol | None = None,
         baselines: bool = False,
         pictures: int = 8,
     ) -> None:
