@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import jittor as jt
@@ -53,3 +56,23 @@ def be_deterministic() -> None:
     """
     if jt.has_cuda:
         jt.cudnn.set_algorithm_cache_size(0)
+
+
+@contextmanager
+def immediate_execution(wanted: bool) -> Iterator[None]:
+    """Execute every operation when it is written, so that tracebacks point at the line to blame.
+
+    Slow, and with other last bits, as nothing is fused. Where Jittor can (Python 3.10), its own
+    messages name the lines that made an operation as well.
+    """
+    if not wanted:
+        yield
+        return
+    before = jt.flags.lazy_execution, jt.flags.trace_py_var
+    jt.flags.lazy_execution = 0
+    if sys.version_info < (3, 11):  # Jittor 1.3.11 refuses later versions
+        jt.flags.trace_py_var = 3
+    try:
+        yield
+    finally:
+        jt.flags.lazy_execution, jt.flags.trace_py_var = before

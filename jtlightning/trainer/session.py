@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jittor as jt
 
+from jtlightning.accelerator import immediate_execution
 from jtlightning.checkpoint.container import Checkpoint, read_checkpoint
 from jtlightning.optim import OptimizerDriver
 from jtlightning.run_directory import RunDirectory, find_checkpoint
@@ -77,7 +78,8 @@ class Session:
                 self._datamodule.setup(self.stage)
             trainer.hooks.call("setup", self.stage)
             self._restore_weights()
-            body()
+            with immediate_execution(trainer.detect_anomaly):
+                body()
             status = "stopped" if trainer.interrupted else "finished"
         except BaseException as error:
             trainer.hooks.call("on_exception", error)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import jittor as jt
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from jtlightning.accelerator import select_device
 from jtlightning.seed import position_seed, reseed
 from jtlightning.trainer.device import to_device
-from tests.jtlightning.tiny import PointBatch
+from tests.jtlightning.test_fit import make_trainer
+from tests.jtlightning.tiny import PointBatch, TinyData, TinyTask
 
 
 def test_seeds_depend_on_every_part_of_the_position() -> None:
@@ -63,3 +66,23 @@ def test_subnormal_numbers_are_treated_alike_in_every_process() -> None:
         command = [sys.executable, "-c", code.format(more=more)]
         seen.add(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert len(seen) == 1
+
+
+def test_detecting_anomalies_executes_at_once_while_the_run_lasts(tmp_path: Path) -> None:
+    class Looks(TinyTask):
+        def training_step(self, batch: Any, batch_idx: int) -> jt.Var:
+            self.lazy = jt.flags.lazy_execution
+            return super().training_step(batch, batch_idx)
+
+    for wanted in (True, False):
+        task = Looks()
+        trainer = make_trainer(tmp_path, max_steps=1, detect_anomaly=wanted)
+        trainer.fit(task, datamodule=TinyData())
+        assert task.lazy == (not wanted)
+    assert jt.flags.lazy_execution == 1
+
+
+def test_deterministic_runs_are_accepted_everywhere(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=1, deterministic=True)
+    trainer.fit(TinyTask(), datamodule=TinyData())
+    assert trainer.global_step == 1
