@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jtlightning.callbacks.progress import RichProgressBar
     from jtlightning.callbacks.save_on_exception import SaveOnException
     from jtlightning.callbacks.summary import ModelSummary
+    from jtlightning.callbacks.swa import StochasticWeightAveraging
     from jtlightning.callbacks.throughput import Throughput
     from jtlightning.callbacks.timer import Timer
     from jtlightning.callbacks.weight_stats import WeightStats
@@ -38,6 +39,7 @@ __all__ = [
     "PredictionWriter",
     "RichProgressBar",
     "SaveOnException",
+    "StochasticWeightAveraging",
     "Throughput",
     "Timer",
     "WeightStats",
@@ -58,6 +60,7 @@ _MODULES = {
     "PredictionWriter": "prediction_writer",
     "RichProgressBar": "progress",
     "SaveOnException": "save_on_exception",
+    "StochasticWeightAveraging": "swa",
     "Throughput": "throughput",
     "Timer": "timer",
     "WeightStats": "weight_stats",
