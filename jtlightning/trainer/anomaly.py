@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _SHOWN = 5  # names in a message
 
 
-def name_first_non_finite(task: Task, run_step: Callable[[], Any]) -> str | None:
+def name_first_non_finite(
+    task: Task, run_step: Callable[[], Any], *, loss_was_finite: bool = False
+) -> str | None:
     """Name the first module whose output is not finite while `run_step` runs.
 
     Every module's output is read as soon as it exists, and the run is broken off at the first
@@ -31,10 +33,13 @@ def name_first_non_finite(task: Task, run_step: Callable[[], Any]) -> str | None
         task: Whose modules are looked at.
         run_step: Runs the forward pass of the same micro-batch from the same state; what it
             returns is the loss, or a dict that holds it as `loss`.
+        loss_was_finite: The loss was finite, and a gradient was not: a rectifier, for one, takes
+            NaN for 0, so that a NaN in the batch may reach the gradients alone.
 
     Returns:
-        A sentence without its full stop, such as `model.norm (LayerNorm): output has 12 NaN of
-        4096 values; its inputs were finite`.
+        None where the loss was finite and so is every output; else a sentence without its full
+        stop, such as `model.norm (LayerNorm): output has 12 NaN of 4096 values; its inputs were
+        finite`.
     """
     parameters = non_finite_names(list(task.named_parameters()), what="")
     if parameters:
@@ -46,6 +51,8 @@ def name_first_non_finite(task: Task, run_step: Callable[[], Any]) -> str | None
             outputs = run_step()
         except _FoundError as found:
             return str(found)
+    if loss_was_finite:
+        return None
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     step = f"{type(task).__name__}.training_step"
     if _describe(loss):

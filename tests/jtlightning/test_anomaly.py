@@ -85,6 +85,13 @@ def test_a_second_run_that_is_finite_is_said_to_be() -> None:
     assert "a second run of TinyTask.training_step on this batch was finite" in found
 
 
+def test_nothing_is_said_of_a_finite_forward_pass_where_a_gradient_was_not() -> None:
+    task = TinyTask()
+    task.log = lambda *_, **__: None
+    found = name_first_non_finite(task, lambda: task.training_step(BATCH, 0), loss_was_finite=True)
+    assert found is None
+
+
 def test_hooks_and_own_methods_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     task, seen = LogTask(), []
     task.model.fc1.register_forward_hook(lambda *_: seen.append("hook"))
