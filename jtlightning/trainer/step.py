@@ -93,7 +93,7 @@ class Stepper:
             if self._checks:
                 index = self.trainer.state.batch_in_epoch
                 for loss in self._losses:
-                    self._check_loss(loss, self._batch, index)
+                    self._check_loss(loss, index)
                 self._check_gradients(norm, index, driver)
         self._losses.clear()
         self._update(driver, norm)
@@ -127,7 +127,7 @@ class Stepper:
             # Left unsynced, every micro-batch of the window would keep its graph alive.
             jt.sync(wanted)
             if self._checks:
-                self._check_loss(loss, batch, index)
+                self._check_loss(loss, index)
                 self._check_gradients(self._norm, index, driver)
         return outputs
 
@@ -137,12 +137,11 @@ class Stepper:
         clips = trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm == "norm"
         return gradient_norm(gradients) if gradients and (self._checks or clips) else None
 
-    def _check_loss(self, loss: jt.Var, batch: Any, index: int) -> None:
+    def _check_loss(self, loss: jt.Var, index: int) -> None:
         value = loss.item()
         if math.isfinite(value):
             return
-        automatic = self.task.automatic_optimization
-        culprit = self._first_non_finite(batch, index) if automatic else ""
+        culprit = self._first_non_finite(index)
         raise NonFiniteLossError(
             f"the loss is {value} in {self._place(index)}; nothing was updated with it. {culprit}"
             "Look at this batch and at the learning rate, or clip gradients (gradient_clip_val)"
@@ -157,15 +156,22 @@ class Stepper:
         names = anomaly.non_finite_names(driver.gradients())
         raise NonFiniteGradientError(
             f"the norm of the gradients is {value} in {self._place(index)}, though the loss is "
-            f"finite; nothing was updated with them. Gradients concerned: {names}. Look for a "
-            "square root, logarithm or division at 0 in the loss, and at this batch"
+            f"finite; nothing was updated with them. Gradients concerned: {names}. "
+            f"{self._first_non_finite(index, loss_was_finite=True)}Look for a square root, "
+            "logarithm or division at 0 in the loss, and at this batch"
         )
 
-    def _first_non_finite(self, batch: Any, index: int) -> str:
+    def _first_non_finite(self, index: int, *, loss_was_finite: bool = False) -> str:
         """Run the micro-batch once more, looking at every module; a sentence, or nothing."""
+        if not self.task.automatic_optimization:
+            return ""  # its training step would update
         self.boundary.restore_statistics()
         self._seed()
-        found = anomaly.name_first_non_finite(self.task, lambda: self._training_step(batch, index))
+        found = anomaly.name_first_non_finite(
+            self.task,
+            lambda: self._training_step(self._batch, index),
+            loss_was_finite=loss_was_finite,
+        )
         return f"First of all: {found}. " if found else ""
 
     def _place(self, index: int) -> str:
