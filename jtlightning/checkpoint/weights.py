@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
-from jtlightning.checkpoint.container import open_tensors, read_checkpoint, read_tensor
+from jtlightning.checkpoint.container import open_tensors, verify_checkpoint
 from jtlightning.checkpoint.errors import CheckpointError
+from jtlightning.checkpoint.foreign import (
+    EntryPath,
+    file_kind,
+    join_path,
+    open_foreign,
+    split_path,
+)
+from jtlightning.checkpoint.layout import CHECKSUMS, SEAL, Entry, Header
+from jtlightning.checkpoint.pickle_parts import MalformedError
+from jtlightning.checkpoint.state_dict import (
+    PREFIXES,
+    Weights,
+    Which,
+    find_entry,
+    is_wrapper,
+    strip_prefixes,
+)
+from jtlightning.checkpoint.stored import check_shape, read_numbers
 
 if TYPE_CHECKING:
     import jittor as jt
 
+_Value = TypeVar("_Value")
 Rename = Callable[[str], "str | None"] | Mapping[str, str]
 
 SKIP = "To keep the model's own values for a part, name it in `skip`."
@@ -24,6 +43,8 @@ _MODEL = "model/"
 _NETWORK = "model."
 _LISTED = 2
 _SUGGESTED = 10
+#: A number in PyTorch's batch norms that Jittor's do not have and nothing reads.
+_COUNTER = "num_batches_tracked"
 
 
 class WeightsError(ValueError):
@@ -104,41 +125,53 @@ def export_weights(model: jt.nn.Module) -> dict[str, np.ndarray]:
 
 
 def read_weights(
-    path: Path | str, *, weights: Literal["raw", "ema"] = "raw"
-) -> dict[str, np.ndarray]:
-    """Read a network's weights from a file and verify them.
+    path: Path | str,
+    *,
+    weights: Which = "raw",
+    entry: str | None = None,
+    strip: Sequence[str] = PREFIXES,
+) -> Weights:
+    """Read a network's weights from a file, recognised by its content, and verify them.
 
     Of a `.ckpt` of a task that holds its network as `model`, these are the network's, without
-    that `model.`; of another task, all of it. bfloat16 becomes float32.
+    that `model.`; of another task, all of it. In a file of PyTorch or Jittor, the state dict is
+    looked for under the usual names (`state_dict`, `model`, `state_dict_ema` ...). bfloat16
+    becomes float32. What was chosen stands in the result.
 
     Args:
-        path: A `.ckpt` of this trainer, or a `.safetensors` file of any origin.
-        weights: `raw` as they are trained, or `ema`: the average of the EMA callback where it has
-            one, and raw elsewhere.
+        path: A `.ckpt` of this trainer, a safetensors file of any origin, a `.pth` (`.pt`,
+            `.pth.tar`, `.bin`) of PyTorch, or a `.pkl` of Jittor.
+        weights: `raw` as they are trained, `ema` the average (of the EMA callback, or what a
+            foreign file names so), or `auto`: the average where there is one.
+        entry: Where the state dict lies in a foreign file, joined by `/`, instead of looking.
+        strip: Taken off the start of all names if all have it, one after the other; of a
+            pre-trained backbone `("module.", "backbone.")`. Not for a `.ckpt`.
 
     Raises:
-        CheckpointError: Missing or damaged, of another format, or without an average.
+        CheckpointError: Missing or damaged, of another format, without an average, or with
+            several state dicts.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix != ".ckpt":
-        raise CheckpointError(
-            path,
-            f"has the suffix {path.suffix!r}, which is not known",
-            "give a .ckpt or a .safetensors file",
+    kind = file_kind(path)
+    if kind == "safetensors" or (kind == "unknown" and path.suffix in (".ckpt", ".safetensors")):
+        with open_tensors(path, sealed=False) as (file, header):
+            # Without its checksums, a file of this name is damaged.
+            if path.suffix == ".ckpt" or not {SEAL, CHECKSUMS}.isdisjoint(header.metadata):
+                return _read_own(path, weights)
+            return _read_safetensors(path, file, header, weights, entry, strip)
+    with open_foreign(path) as foreign:
+        skipped = {join_path(place): name for place, name in foreign.placeholders.items()}
+        folder = find_entry(path, foreign.tensors, weights, entry, skipped)
+        arrays = {
+            place[-1]: foreign.read(place, widen=True)
+            for place in foreign.tensors
+            if place[:-1] == folder
+        }
+        places = foreign.tensors.keys()
+        skipped = {join_path(place): name for place, name in foreign.placeholders.items()}
+        return _stripped(
+            Weights(arrays, path, foreign.kind, skipped=skipped), folder, places, strip
         )
-    checkpoint = read_checkpoint(path)
-    found = _below(_MODEL, checkpoint.tensors)
-    if weights == "ema":
-        average = _below("callback/EMA/average/", checkpoint.tensors)
-        if not average:
-            raise CheckpointError(path, "has no averaged weights", "ask for the raw weights")
-        found.update(average)
-    for name in checkpoint.metadata.get("bfloat16", ()):
-        if (name := name.removeprefix(_MODEL)) in found:
-            found[name] = _widen(found[name])
-    return _below(_NETWORK, found) or found
 
 
 def match_weights(
@@ -190,6 +223,8 @@ def _compare(
     # Suggesting takes time per pair: for the first few, which are all that a message shows.
     for name in given:
         if name not in wanted:
+            if name.endswith(_COUNTER):
+                continue
             near = _nearest(name, missing, 0.9) if len(misfit.unknown) < _SUGGESTED else ""
             misfit.unknown.append(name + near)
             continue
@@ -269,6 +304,7 @@ def _assign(pairs: Mapping[str, tuple[jt.Var, np.ndarray]]) -> None:
     import jittor as jt  # here, so that reading and comparing weights needs no Jittor
 
     for var, array in pairs.values():
+        array = np.require(array, requirements="C")  # a view of some foreign storage
         value = jt.array(array, dtype=str(array.dtype))  # else it narrows float64 and int64
         var.update(value.bfloat16() if var.dtype == "bfloat16" else value)
 
@@ -278,23 +314,71 @@ def _numpy_dtype(var: jt.Var) -> str:
     return "float32" if dtype == "bfloat16" else dtype  # NumPy has none; it is narrowed at the end
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    found = {}
-    with open_tensors(path, sealed=False) as (file, header):
-        for entry in header.entries:
-            array = read_tensor(file, entry, path)
-            found[entry.name] = _widen(array) if entry.dtype == "BF16" else array
-    return found
+def _read_own(path: Path, weights: Which) -> Weights:
+    """The weights in a checkpoint of this trainer; the whole file is verified."""
+    verify_checkpoint(path)
+    average = "callback/EMA/average/"
+    with open_tensors(path, sealed=True) as (file, header):
+        averaged = any(entry.name.startswith(average) for entry in header.entries)
+        if weights == "ema" and not averaged:
+            raise CheckpointError(path, "has no averaged weights", "ask for the raw weights")
+        # The average has no running statistics: those are the raw ones'.
+        sources = (_MODEL,) if weights == "raw" or not averaged else (_MODEL, average)
+        found = {}
+        for prefix in sources:
+            chosen = {e.name: e for e in header.entries if e.name.startswith(prefix)}
+            found.update({name.removeprefix(prefix): entry for name, entry in chosen.items()})
+        network = _below(_NETWORK, found)
+        arrays = {n: _array(path, file, header, e) for n, e in (network or found).items()}
+    stripped = _NETWORK if network else ""
+    return Weights(arrays, path, "checkpoint", sources[-1].rstrip("/"), stripped)
 
 
-def _below(prefix: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        name.removeprefix(prefix): array
-        for name, array in tensors.items()
-        if name.startswith(prefix)
+def _read_safetensors(
+    path: Path,
+    file: BinaryIO,
+    header: Header,
+    weights: Which,
+    entry: str | None,
+    strip: Sequence[str],
+) -> Weights:
+    """The weights in a file of any origin; one that `segtasks convert` made keeps its folders."""
+    places = {split_path(e.name): e for e in header.entries}
+    if entry is None and weights == "raw" and not any(is_wrapper(p[:-1]) for p in places):
+        places = {(e.name,): e for e in header.entries}
+    folder = find_entry(path, places, weights, entry)
+    arrays = {
+        place[-1]: _array(path, file, header, e)
+        for place, e in places.items()
+        if place[:-1] == folder
     }
+    return _stripped(Weights(arrays, path, "safetensors"), folder, places, strip)
 
 
-def _widen(bits: np.ndarray) -> np.ndarray:
-    """Bits of bfloat16 as float32: the upper half of its bits."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def _array(path: Path, file: BinaryIO, header: Header, entry: Entry) -> np.ndarray:
+    try:
+        check_shape(entry.shape, entry.dtype)
+        begin, size = header.start + entry.begin, entry.end - entry.begin
+        numbers = read_numbers(file, begin, size, entry.dtype, None, widen=True)
+    except MalformedError as error:
+        raise CheckpointError(path, str(error)) from None
+    return numbers.reshape(entry.shape)
+
+
+def _stripped(
+    weights: Weights, folder: EntryPath, places: Iterable[EntryPath], strip: Sequence[str]
+) -> Weights:
+    """The weights under shorter names, and what was done told."""
+    start = strip_prefixes(weights.arrays, strip)
+    folders = dict.fromkeys(place[:-1] for place in places if place[:-1] != folder)
+    return replace(
+        weights,
+        arrays={name.removeprefix(start): array for name, array in weights.items()},
+        entry=join_path(folder),
+        stripped=start,
+        others=tuple(join_path(other) for other in folders),
+    )
+
+
+def _below(prefix: str, items: Mapping[str, _Value]) -> dict[str, _Value]:
+    return {n.removeprefix(prefix): item for n, item in items.items() if n.startswith(prefix)}

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from jtlightning.checkpoint.container import Checkpoint, CheckpointError, write_checkpoint
+from jtlightning.checkpoint.torch_export import write_torch
 from jtlightning.checkpoint.weights import (
     WeightsError,
     export_weights,
@@ -13,6 +17,7 @@ from jtlightning.checkpoint.weights import (
     read_weights,
 )
 
+REFERENCE = Path(__file__).parents[2] / "reference" / "checkpoints"
 TARGETS = {
     "backbone.fc.weight": ((3, 2), "float32"),
     "backbone.fc.bias": ((3,), "float32"),
@@ -141,9 +146,161 @@ def test_foreign_safetensors_file_is_read(tmp_path):
         read_weights(tmp_path / "a.safetensors")
 
 
-def test_unknown_suffix_names_the_accepted_ones(tmp_path):
-    with pytest.raises(CheckpointError, match=r"'\.pth'.*\.ckpt or a \.safetensors"):
+def test_files_are_recognised_by_content_not_by_suffix(tmp_path):
+    write_checkpoint(tmp_path / "a.pth", Checkpoint({"model/model.a": np.ones(1)}))
+    assert read_weights(tmp_path / "a.pth").kind == "checkpoint"
+    shutil.copy(REFERENCE / "model_only.pth", tmp_path / "a.ckpt")
+    assert read_weights(tmp_path / "a.ckpt").kind == "PyTorch zip"
+    save_file({"a": np.ones(1)}, tmp_path / "a.bin")
+    assert read_weights(tmp_path / "a.bin").kind == "safetensors"
+
+
+def test_checkpoint_without_its_checksums_is_damaged(tmp_path):
+    save_file({"model/a": np.ones(1)}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="without this trainer's checksums"):
+        read_weights(tmp_path / "a.ckpt")
+    (tmp_path / "a.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="truncated or not a checkpoint"):
+        read_weights(tmp_path / "a.ckpt")
+
+
+def test_missing_file_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="No such file or directory; check the path"):
         read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "expected", "entry", "stripped"),
+    [
+        ("model_only.pth", {}, "model_only", "model", ""),
+        ("module_prefix.pth", {}, "model_only", "", "module."),
+        ("legacy.pth", {}, "model_only", "state_dict", "module."),
+        ("pretrain_ema.pth.tar", {"weights": "ema"}, "pretrain_ema", "state_dict_ema", ""),
+        ("pretrain_ema.pth.tar", {"weights": "auto"}, "pretrain_ema", "state_dict_ema", ""),
+        ("pretrain_ema.pth.tar", {"entry": "state_dict_ema"}, "pretrain_ema", "state_dict_ema", ""),
+        ("exotic.pth", {}, "exotic", "", ""),
+    ],
+)
+def test_state_dict_is_found_and_its_place_told(file, options, expected, entry, stripped):
+    weights = read_weights(REFERENCE / file, **options)
+    recorded = np.load(REFERENCE / f"{expected}.npz")
+    assert set(weights) == set(recorded.files)
+    for name in recorded.files:
+        np.testing.assert_array_equal(weights[name], recorded[name], strict=True)
+    assert (weights.entry, weights.stripped) == (entry, stripped)
+
+
+def test_description_tells_what_was_left():
+    weights = read_weights(REFERENCE / "pretrain_ema.pth.tar")
+    assert weights.describe() == (
+        f"{REFERENCE / 'pretrain_ema.pth.tar'} (PyTorch zip): 14 tensors of 'state_dict'; left "
+        "alone: state_dict_ema, optimizer/state/0, optimizer/state/1, optimizer/state/2 and 8 "
+        "more; skipped: argparse.Namespace at 'args'"
+    )
+
+
+def test_whole_module_is_no_state_dict():
+    with pytest.raises(
+        CheckpointError, match=r"no tensors, only torch\.nn\.modules\.linear\.Linear"
+    ):
+        read_weights(REFERENCE / "whole_module.pth")
+
+
+@pytest.mark.parametrize(
+    ("tree", "options", "outcome"),
+    [
+        ({"a": 1.0, "b": 2.0}, {}, ["a", "b"]),
+        ({"net": {"a": 1.0}, "loss": 2.0}, {}, ["a"]),
+        ({"model": {"state_dict": {"a": 1.0}}}, {}, ["a"]),
+        ({"ema": {"module": {"module.a": 1.0}}, "model": {"b": 1.0}}, {"weights": "ema"}, ["a"]),
+        ({"ema": {"a": 1.0}, "model": {"b": 1.0}}, {}, ["b"]),
+        ({"generator": {"a": 1.0}}, {}, ["a"]),
+        ({"generator": {"a": 1.0}, "critic": {"b": 1.0}}, {}, "'generator', 'critic'"),
+        ({"generator": {"a": 1.0}, "critic": {"b": 1.0}}, {"entry": "critic"}, ["b"]),
+        ({"model": {"a": 1.0}, "state_dict": {"b": 1.0}}, {}, "'model', 'state_dict'"),
+        ({"model": {"a": 1.0}}, {"entry": "critic"}, r"no tensors at 'critic'; .*'model'"),
+        ({"model": {"a": 1.0}}, {"weights": "ema"}, "no averaged weights"),
+        ({"epoch": "3"}, {}, "holds no tensors"),
+        ({"module.model.a": 1.0, "module.model.b": 1.0}, {}, ["a", "b"]),
+        ({"module.a": 1.0, "b": 1.0}, {}, ["module.a", "b"]),
+        ({"backbone.a": 1.0, "backbone.b": 1.0}, {}, ["backbone.a", "backbone.b"]),
+        ({"module.backbone.a": 1.0}, {"strip": ("module.", "backbone.")}, ["a"]),
+        ({"module.a": 1.0}, {"strip": ()}, ["module.a"]),
+        ({"": 1.0, "module.": 1.0}, {}, ["", "module."]),
+    ],
+)
+def test_entry_and_prefixes_are_chosen_by_rule(tmp_path, tree, options, outcome):
+    def arrays_in(value):
+        if isinstance(value, dict):
+            return {name: arrays_in(item) for name, item in value.items()}
+        return np.array([value], np.float32) if isinstance(value, float) else value
+
+    write_torch(tmp_path / "a.pth", arrays_in(tree))
+    if isinstance(outcome, str):
+        with pytest.raises(CheckpointError, match=outcome):
+            read_weights(tmp_path / "a.pth", **options)
+    else:
+        assert list(read_weights(tmp_path / "a.pth", **options)) == outcome
+
+
+def test_converted_file_keeps_its_folders(tmp_path):
+    save_file(
+        {"model/module.a": np.ones(1), "ema/module.a": np.zeros(1), "optimizer/0": np.ones(1)},
+        tmp_path / "a.safetensors",
+    )
+    assert read_weights(tmp_path / "a.safetensors")["a"].tolist() == [1.0]
+    assert read_weights(tmp_path / "a.safetensors", weights="ema")["a"].tolist() == [0.0]
+
+
+def test_safetensors_file_with_slashes_of_its_own_is_taken_whole(tmp_path):
+    save_file({"block/a": np.ones(1), "head/b": np.ones(1)}, tmp_path / "a.safetensors")
+    assert set(read_weights(tmp_path / "a.safetensors")) == {"block/a", "head/b"}
+
+
+def test_safetensors_bfloat16_becomes_float32(tmp_path):
+    header = b'{"a":{"dtype":"BF16","shape":[1,2],"data_offsets":[0,4]}}'
+    data = len(header).to_bytes(8, "little") + header + b"\x80\x3f\x00\xc0"
+    (tmp_path / "a.safetensors").write_bytes(data)
+    array = read_weights(tmp_path / "a.safetensors")["a"]
+    np.testing.assert_array_equal(array, np.array([[1.0, -2.0]], np.float32), strict=True)
+
+
+def test_counters_of_pytorch_s_batch_norms_are_no_misfit():
+    assert set(match(arrays(**{"backbone.bn.num_batches_tracked": np.array(3)}))) == set(TARGETS)
+
+
+def test_weights_of_every_source_train_on(tmp_path):
+    # Official and Jittor files, the model alone or a training state: strict, without optimizer.
+    import jittor as jt
+    from jittor import nn
+
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm(3))
+    state = {n: a + 1 for n, a in export_weights(model).items()}
+    official = {f"module.{n}": a for n, a in state.items()} | {
+        "module.1.num_batches_tracked": np.array(5)
+    }
+    training = {"optimizer": {"state": {0: {"exp_avg": np.ones(1)}}}, "epoch": 7}
+    write_torch(tmp_path / "model.pth", official)
+    write_torch(tmp_path / "training.pth", {"model": official, **training})
+    variables = {n: jt.array(a) for n, a in state.items()}
+    jt.save(variables, str(tmp_path / "model.pkl"))
+    jt.save({"model": variables, **training}, str(tmp_path / "training.pkl"))
+    for file in ("model.pth", "training.pth", "model.pkl", "training.pkl"):
+        fresh = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm(3))
+        load_weights(fresh, read_weights(tmp_path / file), source=file)
+        for name, array in export_weights(fresh).items():
+            np.testing.assert_array_equal(array, state[name], err_msg=f"{file}: {name}")
+
+
+def test_strided_views_load_as_they_read():
+    from jittor import nn
+
+    model = nn.Linear(3, 2)
+    storage = np.arange(12, dtype=np.float32)
+    weights = {"weight": storage.reshape(4, 3)[::2], "bias": storage[5::-5]}
+    load_weights(model, weights, source="file")
+    for name, array in export_weights(model).items():
+        np.testing.assert_array_equal(array, weights[name])
 
 
 def test_module_keeps_its_variables_and_grad_flags():
