@@ -19,6 +19,7 @@ from jtlightning.trainer.evaluate import enter_training_mode, evaluate
 from jtlightning.trainer.fit import FitLoop
 from jtlightning.trainer.hooks import Hooks
 from jtlightning.trainer.loaders import BatchSource, as_source, count_batches
+from jtlightning.trainer.out_of_memory import check_allocations, explain_out_of_memory
 from jtlightning.trainer.trial import run_trial
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Session:
         self.task._trainer = trainer
         status = "failed"
         try:
+            check_allocations()
             self._open_run()
             if self._datamodule is not None:
                 self._datamodule.prepare_data()
@@ -82,7 +84,10 @@ class Session:
                 body()
             status = "stopped" if trainer.interrupted else "finished"
         except BaseException as error:
-            trainer.hooks.call("on_exception", error)
+            explained = explain_out_of_memory(error, trainer, self.task)
+            trainer.hooks.call("on_exception", explained or error)
+            if explained is not None:
+                raise explained from error
             raise
         finally:
             self._take_down(status)
