@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jtlightning.callbacks.config_saver import ConfigSaver
     from jtlightning.callbacks.early_stopping import EarlyStopping
     from jtlightning.callbacks.ema import EMA
+    from jtlightning.callbacks.finetuning import BackboneFinetuning
     from jtlightning.callbacks.image_logger import ImageLogger
     from jtlightning.callbacks.lr_monitor import LearningRateMonitor
     from jtlightning.callbacks.memory_guard import MemoryGuard
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMA",
+    "BackboneFinetuning",
     "BasePredictionWriter",
     "Callback",
     "ConfigSaver",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BackboneFinetuning": "finetuning",
     "BasePredictionWriter": "prediction_writer",
     "Callback": "base",
     "ConfigSaver": "config_saver",
