@@ -25,6 +25,16 @@ from jtlightning import runtime
 
 runtime.prepare()
 
+if __name__ == "__main__":  # as the command line does it
+    from jtlightning.cli.interrupt import leave_at_ctrl_c
+
+    with leave_at_ctrl_c():
+        import jittor  # noqa: F401
+
+        from jtlightning.signals import reclaim
+
+        reclaim()
+
 import jittor as jt  # noqa: E402
 import numpy as np  # noqa: E402
 
@@ -71,12 +81,11 @@ def state_of(trainer: Trainer, task: TinyTask, ema: EMA) -> dict[str, dict[str, 
     named = {name: p.numpy() for name, p in task.named_parameters()}
     statistics = {name: named.pop(name) for name in list(named) if ".running_" in name}
     state = trainer.state
-    drivers = getattr(trainer, "drivers", None) or [trainer.driver]
     counters = [state.epoch, state.batch_in_epoch, state.global_step, ema.updates]
     return {
         "weights": named,
         "statistics": statistics,
-        "optimizer": drivers[0].state_tensors(),
+        "optimizer": trainer.drivers[0].state_tensors(),
         "averages": ema.state_dict()["average"],
         "position": {"counters": np.array(counters)},
     }

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.torture]
 
 EACH = count(5, 20)  # of SIGTERM, of SIGINT, of two SIGINTs
 STEPS_A_LEG = 4
-EPOCHS = -(-(3 * EACH + 10) * STEPS_A_LEG // STEPS_PER_EPOCH)
+EPOCHS = -(-(3 * EACH + 14) * STEPS_A_LEG // STEPS_PER_EPOCH)
 STEPS = EPOCHS * STEPS_PER_EPOCH
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 LEAVES_WITHIN_S = 0.5
@@ -148,6 +148,7 @@ def test_every_stop_signal_saves_within_a_step_and_the_run_ends_with_the_same_bi
     # A save first, so that the run continues in one folder.
     for do, *arguments in [(chain.stop, signal.SIGTERM, "loop"), *legs]:
         do(*arguments)
+    in_start_up(chain)
     with_workers(chain)
     in_a_kernel(chain)
     with RunProcess(chain.folder, EPOCHS) as run:
@@ -163,6 +164,16 @@ def test_every_stop_signal_saves_within_a_step_and_the_run_ends_with_the_same_bi
         f"130 every time; the second Ctrl-C took at most {max(chain.left_s):.2f} s (also in a "
         f"kernel, and with 2 workers); {chain.compared} states compared, all bit-equal",
     )
+
+
+def in_start_up(chain: Chain) -> None:
+    """From the start of Python on, the import of Jittor included, there is nothing to lose."""
+    for number in [*CODES] * count(2, 8):
+        with RunProcess(chain.folder, EPOCHS) as run:
+            run.wait_for("step", seconds=chain.rng.uniform(0.0, 2.0))
+            run.send(number)
+            assert run.finish() == CODES[number], f"{number!r} {run.errors()}"
+            chain.check(run)
 
 
 def with_workers(chain: Chain) -> None:
