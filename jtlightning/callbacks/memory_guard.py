@@ -307,22 +307,22 @@ def host_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def largest_holders(trainer: Trainer, task: Task, count: int = 3) -> str:
-    """The containers that hold most Vars other than the task's and the optimizer's own."""
-    texts = [_describe(box) for box in _holders(trainer, task)[:count]]
+def largest_holders(trainer: Trainer, task: Task, count: int = 3, *, by_size: bool = False) -> str:
+    """The containers that hold most Vars (or bytes) other than the task's and optimizer's own."""
+    texts = [_describe(box) for box in _holders(trainer, task, by_size=by_size)[:count]]
     return "; ".join(texts) or "no container (a running sum, or a Var updated unread?)"
 
 
-def _holders(trainer: Trainer, task: Task) -> list[Any]:
-    """Every container with Vars of others, the one with most of them first."""
+def _holders(trainer: Trainer, task: Task, *, by_size: bool = False) -> list[Any]:
+    """Every container with Vars of others, the largest one first."""
     known = _known(trainer) | {id(p) for p in task.parameters()}
     found = []
     for container in _containers():
-        held = sum(id(v) not in known for v in _vars_in(container))
+        others = [v for v in _vars_in(container) if id(v) not in known]
+        held = sum(v.nbytes for v in others) if by_size else len(others)
         if held:
             found.append((held, container))
-    found.sort(key=lambda entry: entry[0], reverse=True)
-    return [container for _, container in found]
+    return [box for _, box in sorted(found, key=lambda entry: entry[0], reverse=True)]
 
 
 def _growing_kinds(boxes: list[Any]) -> list[Any]:
