@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jtlightning.loggers.background import Background
 from jtlightning.loggers.base import Logger
 from jtlightning.loggers.best import Best
+from jtlightning.loggers.recent import Recent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +68,7 @@ class MLflowLogger(Logger):
         self.tags, self.timeout_s = tags, timeout_s
         self.run_id: str | None = None
         self._folder: str | None = None
-        self._best = Best(best, "MLflowLogger")
+        self._best, self._recent = Best(best, "MLflowLogger"), Recent()
         self._client: Background | None = None
         self._mlflow: Any = None
         self._logged: dict[str, int] = {}
@@ -79,7 +80,8 @@ class MLflowLogger(Logger):
         return self._client is not None and not self._client.stopped
 
     def start(self, run: RunDirectory, *, resumed_step: int | None) -> None:
-        if resumed_step is None or self._folder != run.path.name:
+        continued = resumed_step is not None and self._folder == run.path.name
+        if not continued:
             self.run_id = None  # a restored checkpoint, but a folder of its own: another run
         else:
             self._config_file = f"config-{resumed_step}.json"
@@ -88,15 +90,19 @@ class MLflowLogger(Logger):
         self._client.run(lambda: self._open(run.path.absolute()), self.timeout_s)
         if self._config:
             self.log_config(self._config)
+        if continued:
+            for metrics, step, epoch in list(self._recent.rows()):  # a kill may have lost them
+                self._put_row({**metrics, "epoch": epoch}, step)
 
     def log_config(self, config: dict[str, Any]) -> None:
         self._config = config
         self._put(lambda: self._send_config(config))
 
     def log_metrics(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
-        values = {**metrics, "epoch": epoch, **self._best.update(metrics, step)}
-        now_ms = time.time_ns() // 1_000_000
-        self._put(lambda: self._send(values, step, now_ms))
+        improved = self._best.update(metrics, step)
+        sent = self._recent.add({**metrics, **improved}, step, epoch)
+        self._put_row({**metrics, **improved, "epoch": epoch}, step)
+        self._put(sent)
 
     def log_image(self, name: str, image: np.ndarray, *, step: int) -> None:
         key = _key(name)
@@ -113,11 +119,21 @@ class MLflowLogger(Logger):
         self._client = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"id": self.run_id, "folder": self._folder, "best": self._best.state_dict()}
+        return {
+            "id": self.run_id,
+            "folder": self._folder,
+            "best": self._best.state_dict(),
+            "recent": self._recent.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.run_id, self._folder = state["id"], state["folder"]
         self._best.load_state_dict(state["best"])
+        self._recent.load_state_dict(state["recent"])
+
+    def _put_row(self, values: dict[str, float], step: int) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        self._put(lambda: self._send(values, step, now_ms))
 
     def _put(self, call: Any) -> None:
         if self._client is not None:

@@ -27,10 +27,11 @@ class TensorBoardLogger(Logger):
     full disk, and training then waits for its queue for ever.
 
     Args:
-        flush_s: Seconds after which what has been logged is in the file.
+        flush_s: Seconds for which what has been logged may stay in memory, where a kill takes it
+            along; by default it is in the file at once.
     """
 
-    def __init__(self, flush_s: float = 10.0) -> None:
+    def __init__(self, flush_s: float = 0.0) -> None:
         if flush_s < 0:
             raise ValueError(f"TensorBoardLogger.flush_s must be 0 or more, got {flush_s}")
         self.flush_s = flush_s

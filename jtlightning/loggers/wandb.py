@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jtlightning.loggers.background import Background
 from jtlightning.loggers.base import Logger
 from jtlightning.loggers.best import Best
+from jtlightning.loggers.recent import Recent
 from jtlightning.loggers.wandb_file import logged_steps
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class WandbLogger(Logger):
         self.tags, self.group, self.notes = tags, group, notes
         self.timeout_s = timeout_s
         self.run_id = self._wanted_id = id
-        self._best = Best(best, "WandbLogger")
+        self._best, self._recent = Best(best, "WandbLogger"), Recent()
         self._client: Background | None = None
         self._run: Any = None
         self._logged: dict[str, int] = {}
@@ -91,15 +92,19 @@ class WandbLogger(Logger):
             self.run_id = self._run.id
             if self._run.url:
                 _log.info("wandb run %s", self._run.url)
+        if continued:
+            for metrics, step, epoch in list(self._recent.rows()):  # a kill may have lost them
+                self._put_row(metrics, step, epoch)
 
     def log_config(self, config: dict[str, Any]) -> None:
         self._config = config
         self._put(lambda: self._run.config.update(config, allow_val_change=True))
 
     def log_metrics(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
-        values = {**metrics, "epoch": epoch, "trainer/global_step": step}
+        sent = self._recent.add(metrics, step, epoch)
         improved = self._best.update(metrics, step)
-        self._put(lambda: self._send(values, step))
+        self._put_row(metrics, step, epoch)
+        self._put(sent)
         if improved:
             self._put(lambda: self._run.summary.update(improved))
 
@@ -119,11 +124,20 @@ class WandbLogger(Logger):
         self._client = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"id": self.run_id, "best": self._best.state_dict()}
+        return {
+            "id": self.run_id,
+            "best": self._best.state_dict(),
+            "recent": self._recent.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.run_id = state["id"]
         self._best.load_state_dict(state.get("best", {}))
+        self._recent.load_state_dict(state.get("recent", []))
+
+    def _put_row(self, metrics: dict[str, float], step: int, epoch: int) -> None:
+        values = {**metrics, "epoch": epoch, "trainer/global_step": step}
+        self._put(lambda: self._send(values, step))
 
     def _put(self, call: Any) -> None:
         if self._client is not None:
@@ -200,7 +214,10 @@ def _mode_of_environment() -> Literal["online", "offline", "disabled"]:
 def _settings(wandb: Any, timeout_s: float) -> Any:
     # The console stays ours: capturing it would put a pipe under the progress bar.
     options: dict[str, Any] = {"silent": True, "console": "off", "init_timeout": timeout_s}
-    if "finish_timeout" in wandb.Settings.model_fields:
-        # A dead network must not keep a finished run from ending.
-        options["finish_timeout"] = timeout_s
+    for name, value in (
+        ("finish_timeout", timeout_s),  # a dead network must not keep a finished run from ending
+        ("x_transaction_log_flush_interval", 1.0),  # what is in memory a kill takes along
+    ):
+        if name in wandb.Settings.model_fields:
+            options[name] = value
     return wandb.Settings(**options)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,40 +9,32 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from jtlightning.loggers.tensorboard import TensorBoardLogger
 
 
 def open_logger(folder: Path, resumed_step: int | None = None) -> TensorBoardLogger:
-    logger = TensorBoardLogger(flush_s=0.0)
+    logger = TensorBoardLogger()
     logger.start(SimpleNamespace(path=folder), resumed_step=resumed_step)
     return logger
 
 
 def events(folder: Path) -> Iterator[Any]:
-    """Events of all files, oldest first: length, its checksum, the message, its checksum."""
-    from tensorboardX.crc32c import crc32c
-    from tensorboardX.proto.event_pb2 import Event
-
+    """Events of all files, oldest first, as TensorBoard reads them; checksums are compared."""
     for path in sorted((folder / "tensorboard").iterdir(), key=lambda p: p.suffix):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            message, data = data[12 : 12 + length], data[8:]
-            (checksum,) = struct.unpack("<I", data[4 + length : 8 + length])
-            crc = crc32c(message)
-            assert checksum == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-            data = data[8 + length :]
-            yield Event.FromString(message)
+        yield from LegacyEventFileLoader(str(path)).Load()
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:
-    return {
-        (value.tag, event.step): value.simple_value
-        for event in events(folder)
-        for value in event.summary.value
-        if value.HasField("simple_value")
-    }
+    """What TensorBoard would show."""
+    read = EventAccumulator(str(folder / "tensorboard"), size_guidance={SCALARS: 0})
+    read.Reload()
+    points = [(tag, point) for tag in read.Tags()["scalars"] for point in read.Scalars(tag)]
+    shown = {(tag, point.step): point.value for tag, point in points}
+    assert len(shown) == len(points)
+    return shown
 
 
 def test_scalars_are_in_the_file_under_their_step(tmp_path: Path) -> None:
@@ -84,11 +75,36 @@ def test_resume_hides_what_will_be_logged_again(tmp_path: Path) -> None:
         first.log_metrics({"a": 1.0}, step=step, epoch=0)
     first.finish("stopped")
     second = open_logger(tmp_path, resumed_step=15)
+    assert [key for key in scalars(tmp_path) if key[0] == "a"] == [("a", 10)]
     second.log_metrics({"a": 2.0}, step=20, epoch=0)
     second.finish("finished")
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
-    starts = [e.step for e in events(tmp_path) if e.HasField("session_log")]
-    assert starts == [16]
+    shown = {step: value for (tag, step), value in scalars(tmp_path).items() if tag == "a"}
+    assert shown == {10: 1.0, 20: 2.0}
+
+
+def test_what_was_logged_at_the_resumed_step_stays(tmp_path: Path) -> None:
+    first = open_logger(tmp_path)
+    first.log_metrics({"a": 1.0}, step=10, epoch=0)
+    first.finish("stopped")
+    open_logger(tmp_path, resumed_step=10).finish("finished")
+    assert scalars(tmp_path)["a", 10] == 1.0
+
+
+def test_values_are_in_the_file_before_the_process_is_killed(tmp_path: Path) -> None:
+    logger = open_logger(tmp_path)
+    logger.log_metrics({"a": 0.5}, step=1, epoch=0)
+    assert scalars(tmp_path)["a", 1] == 0.5
+    logger.finish("finished")
+
+
+def test_values_that_are_not_finite_come_back(tmp_path: Path) -> None:
+    logger = open_logger(tmp_path)
+    logger.log_metrics({"nan": float("nan"), "inf": float("inf"), "large": 1e300}, step=1, epoch=0)
+    logger.finish("finished")
+    shown = scalars(tmp_path)
+    assert np.isnan(shown["nan", 1])
+    assert shown["inf", 1] == shown["large", 1] == float("inf")  # 32 bits
 
 
 def test_a_full_disk_warns_once_and_goes_on(

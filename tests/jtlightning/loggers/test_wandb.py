@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -159,6 +160,56 @@ def test_what_a_killed_run_had_logged_after_the_checkpoint_is_not_doubled(tmp_pa
     assert rows == [(10, 1.0, None), (20, 2.0, None), (30, 3.0, None), (30, None, 7.0),
                     (40, 4.0, None)]  # fmt: skip
     assert sum("room/path" in row for row in history(path) + history(new)) == 1
+
+
+KILLED = """
+    import json, os, signal, sys, time
+    from pathlib import Path
+    from types import SimpleNamespace
+    from jtlightning.loggers.wandb import WandbLogger
+    from jtlightning.loggers.wandb_file import logged_steps
+
+    folder, state = Path(sys.argv[1]), Path(sys.argv[2])
+    logger = WandbLogger()
+    logger.start(SimpleNamespace(path=folder), resumed_step=None)
+    step = 0
+    while not logged_steps(folder / "wandb", logger.run_id):  # until the client has written some
+        step += 1
+        logger.log_metrics({"loss": step / 4}, step=step, epoch=0)
+        time.sleep(0.05)
+    logger.log_metrics({"loss": (step + 1) / 4}, step=step + 1, epoch=0)
+    state.write_text(json.dumps([step + 1, logger.state_dict()]))
+    for later in range(step + 2, step + 9):
+        logger.log_metrics({"loss": later / 4}, step=later, epoch=0)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_loses_no_row_of_before_the_checkpoint(tmp_path: Path) -> None:
+    run, kept = run_of(tmp_path), tmp_path / "state.json"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), run.path, kept],
+        env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    checkpoint_step, state = json.loads(kept.read_text())
+    (path,) = files(run.path)
+    lost = checkpoint_step - len(history(path))
+    assert lost > 0  # else this shows nothing
+    resumed = WandbLogger()
+    resumed.load_state_dict(state)
+    resumed.start(run, resumed_step=checkpoint_step)
+    resumed.log_metrics({"loss": 0.0}, step=checkpoint_step + 1, epoch=0)
+    resumed.finish("finished")
+    wandb.teardown()
+    (new,) = set(files(run.path)) - {path}
+    rows = [(row["_step"], row["loss"]) for row in history(path) + history(new)]
+    assert rows == [
+        *((step, step / 4) for step in range(1, checkpoint_step + 1)),
+        (checkpoint_step + 1, 0.0),
+    ]
 
 
 def test_a_file_cut_short_is_read_up_to_its_end(tmp_path: Path) -> None:
