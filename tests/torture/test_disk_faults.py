@@ -187,7 +187,7 @@ def test_a_training_ends_with_the_error_of_its_checkpoint(
     )
     disk.fill()
     trainer = make_trainer(tmp_path / "a", max_steps=6, callbacks=[saver])
-    with pytest.raises(CheckpointError, match=r"saved/\S+3\.ckpt: .*No space left.* 0 MiB free"):
+    with pytest.raises(CheckpointError, match=r"saved/\S+3\.ckpt: .*No space left.*\(0 MiB free"):
         trainer.fit(TinyTask(), datamodule=TinyData(), ckpt_path=disk.path / "saved/last.ckpt")
     # The file that fails is that of step 3; its error comes out at the next step at the latest.
     assert trainer.global_step <= 3 + asynchronous
