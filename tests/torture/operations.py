@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,35 +29,38 @@ class Operations:
         first, self._name, number = chosen.split(":") if chosen else ("0", "", "0")
         self._first, self._number = int(first), int(number)
         self._saves = 0
-        self._names: list[str] | None = None  # of the save that runs
+        self._thread = threading.local()  # `names`: operations of the save that this thread runs
         self._write, self._fsync = os.write, os.fsync
         os.write, os.fsync = self._writing, self._syncing
         sys.addaudithook(self._audit)
 
     @contextlib.contextmanager
-    def watched(self, step: int) -> Iterator[None]:
-        """Count what is done inside as one save."""
+    def watched(self) -> Iterator[None]:
+        """Count what this thread does inside as one save."""
         self._saves += 1
-        self._names = []
+        self._thread.names = []
         yield
-        names, self._names = self._names, None
-        self._tell("saved", step=step, operations=names)
+        names = self._thread.names
+        del self._thread.names
+        self._tell("saved", operations=names)
 
     def _reached(self, name: str) -> bool:
         """Note an operation; True where it is the chosen one."""
-        if self._names is None:
+        names = getattr(self._thread, "names", None)
+        if names is None:
             return False
-        self._names.append(name)
-        here = name == self._name and self._names.count(name) == self._number
+        names.append(name)
+        here = name == self._name and names.count(name) == self._number
         if not here or self._saves < self._first:
             return False
         self._name = ""  # once
         return True
 
     def _wait(self, name: str) -> None:
-        names, self._names = self._names, None  # what the pause writes is no operation of the save
+        names = self._thread.names
+        del self._thread.names  # what the pause writes is no operation of the save
         self._pause(f"{name} of a save")
-        self._names = names
+        self._thread.names = names
 
     def _writing(self, descriptor: int, data: Any) -> int:
         if not self._reached("write"):
@@ -71,8 +75,6 @@ class Operations:
         self._fsync(descriptor)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self._names is None:
-            return
         name = _AUDITED.get(event)
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT:
             name = "create" if isinstance(arguments[0], str | Path) else None

@@ -38,6 +38,7 @@ if __name__ == "__main__":  # as the command line does it
 import jittor as jt  # noqa: E402
 import numpy as np  # noqa: E402
 
+from jtlightning.callbacks import model_checkpoint  # noqa: E402
 from jtlightning.callbacks.base import Callback  # noqa: E402
 from jtlightning.callbacks.ema import EMA  # noqa: E402
 from jtlightning.callbacks.model_checkpoint import ModelCheckpoint  # noqa: E402
@@ -124,14 +125,15 @@ class Hashes(Callback):
         self.tell(event, step=trainer.global_step, hashes=hashes)
 
 
-class Saver(ModelCheckpoint):
-    """A ModelCheckpoint whose saves are numbered and can be stopped at each file operation."""
+def watch_saves(operations: Operations) -> None:
+    """Let `operations` see what each save does, on whichever thread."""
+    publish = model_checkpoint.publish_file
 
-    operations: Operations
+    def watched(*arguments: Any) -> None:
+        with operations.watched():
+            publish(*arguments)
 
-    def _save(self, trainer: Trainer, *, fresh: bool) -> None:
-        with self.operations.watched(trainer.global_step):
-            super()._save(trainer, fresh=fresh)
+    model_checkpoint.publish_file = watched
 
 
 def pause_at(hook: str, number: int, pause: Tell) -> Callback:
@@ -219,10 +221,11 @@ def _pause(place: str, **values: Any) -> None:
 
 def _callbacks(options: argparse.Namespace) -> list[Callback]:
     kind, _, place = options.pause.partition(":")
-    Saver.operations = Operations(_announce, _pause, place if kind == "save" else "")
+    watch_saves(Operations(_announce, _pause, place if kind == "save" else ""))
+    asynchronous = options.asynchronous
     found: list[Callback] = [
-        Saver(every_n_train_steps=3, save_top_k=2),
-        Saver(monitor="val/loss", save_last=False),
+        ModelCheckpoint(every_n_train_steps=3, save_top_k=2, asynchronous=asynchronous),
+        ModelCheckpoint(monitor="val/loss", save_last=False, asynchronous=asynchronous),
     ]
     if kind.startswith("on_"):
         found.append(pause_at(kind, int(place), _pause))
@@ -241,6 +244,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--pause", default="")
+    parser.add_argument("--asynchronous", action="store_true")
     parser.add_argument("--other-children", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)

@@ -77,12 +77,24 @@ class RunProcess:
                 return False
 
     def send(self, number: signal.Signals, *, group: bool = False) -> float:
-        """Send a signal; returns the time right after it was delivered."""
+        """Send a signal; returns the time right after it, once the process has taken it."""
         if group:
             os.killpg(self.process.pid, number)
         else:
             self.process.send_signal(number)
-        return time.monotonic()
+        sent = time.monotonic()
+        # A second one of its kind is lost while the first has not been taken.
+        while self._pending() and time.monotonic() < sent + PATIENCE_S:
+            time.sleep(0.0005)
+        return sent
+
+    def _pending(self) -> bool:
+        """Whether a signal has been sent and not been taken by the process yet."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return False
+        return "ShdPnd:\t0000000000000000" not in status and "State:\tZ" not in status
 
     def release(self) -> None:
         """End the pause that the process is in."""
