@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jtlightning.callbacks.base import Callback
+    from jtlightning.callbacks.batch_size_finder import BatchSizeFinder
     from jtlightning.callbacks.config_saver import ConfigSaver
     from jtlightning.callbacks.early_stopping import EarlyStopping
     from jtlightning.callbacks.ema import EMA
     from jtlightning.callbacks.finetuning import BackboneFinetuning
     from jtlightning.callbacks.image_logger import ImageLogger
+    from jtlightning.callbacks.lr_finder import LearningRateFinder
     from jtlightning.callbacks.lr_monitor import LearningRateMonitor
     from jtlightning.callbacks.memory_guard import MemoryGuard
     from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
@@ -29,10 +31,12 @@ __all__ = [
     "EMA",
     "BackboneFinetuning",
     "BasePredictionWriter",
+    "BatchSizeFinder",
     "Callback",
     "ConfigSaver",
     "EarlyStopping",
     "ImageLogger",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "MemoryGuard",
     "ModelCheckpoint",
@@ -50,11 +54,13 @@ __all__ = [
 _MODULES = {
     "BackboneFinetuning": "finetuning",
     "BasePredictionWriter": "prediction_writer",
+    "BatchSizeFinder": "batch_size_finder",
     "Callback": "base",
     "ConfigSaver": "config_saver",
     "EMA": "ema",
     "EarlyStopping": "early_stopping",
     "ImageLogger": "image_logger",
+    "LearningRateFinder": "lr_finder",
     "LearningRateMonitor": "lr_monitor",
     "MemoryGuard": "memory_guard",
     "ModelCheckpoint": "model_checkpoint",
