@@ -45,7 +45,7 @@ class CSVLogger(Logger):
             else:
                 self._rewrite(list(_FIXED), [])
             self._active = True
-        except OSError as error:
+        except (OSError, csv.Error) as error:
             self._give_up(error)
 
     def log_metrics(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
@@ -54,7 +54,7 @@ class CSVLogger(Logger):
         values = {name: repr(float(value)) for name, value in metrics.items()}
         try:
             self._add({"step": str(step), "epoch": str(epoch), **values})
-        except OSError as error:
+        except (OSError, csv.Error) as error:
             self._give_up(error)
 
     def finish(self, status: str) -> None:
@@ -89,7 +89,7 @@ class CSVLogger(Logger):
         temporary.replace(self.path)
         self._columns, self._newest = columns, (rows[-1] if rows else {})
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: Exception) -> None:
         _log.warning("CSVLogger stops, training goes on: %s: %s", self.path, error)
         self._active = False
 
@@ -101,9 +101,9 @@ def _encode(columns: list[str], row: dict[str, str]) -> bytes:
 
 
 def _read(path: Path, *, up_to_step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a table; a last line that a kill cut short is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        text = file.read()
+    """Columns and rows of a table; lines that a kill or a power loss has spoilt are left out."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        text = file.read().replace("\0", "")
     table = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
     if not table or table[0][: len(_FIXED)] != _FIXED:
         return list(_FIXED), []

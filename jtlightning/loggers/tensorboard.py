@@ -6,7 +6,10 @@ import contextlib
 import json
 import logging
 import socket
+import struct
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jtlightning.loggers.base import Logger
@@ -38,6 +41,8 @@ class TensorBoardLogger(Logger):
         self._writer: Any = None
         self._flushed_at_s = 0.0
         self._config: dict[str, Any] = {}
+        self._resumed_step: int | None = None
+        self._logged: set[str] = set()  # under the resumed step, by the former process
 
     @property
     def shows_pictures(self) -> bool:
@@ -50,6 +55,7 @@ class TensorBoardLogger(Logger):
             from tensorboardX.record_writer import RecordWriter
 
             folder.mkdir(parents=True, exist_ok=True)
+            self._resumed_step, self._logged = resumed_step, set(_tags(folder, resumed_step))
             # TensorBoard reads files in the order of their names; two may start within a second.
             number = len(list(folder.glob("events.*")))
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{number}"
@@ -80,11 +86,12 @@ class TensorBoardLogger(Logger):
         values = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in {**metrics, "epoch": epoch}.items()
+            if self._is_new(name, step)
         ]
         self._add(Summary(value=values), step)
 
     def log_image(self, name: str, image: np.ndarray, *, step: int) -> None:
-        if self._writer is not None:
+        if self._writer is not None and self._is_new(name, step):
             from tensorboardX import summary
 
             self._add(summary.image(name, image, dataformats="HWC"), step)
@@ -97,6 +104,9 @@ class TensorBoardLogger(Logger):
         except OSError as error:
             self._give_up(error)
         self._writer = None
+
+    def _is_new(self, name: str, step: int) -> bool:
+        return step != self._resumed_step or name not in self._logged
 
     def _add(self, content: Any, step: int) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -119,3 +129,29 @@ class TensorBoardLogger(Logger):
             with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
                 self._writer.close()
         self._writer = None
+
+
+def _tags(folder: Path, step: int | None) -> Iterator[str]:
+    """What stands in the event files under a step."""
+    from google.protobuf.message import DecodeError
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in folder.glob("events.*") if step is not None else ():
+        for message in _messages(path):
+            try:
+                event = Event.FromString(message)
+            except DecodeError:
+                break
+            if event.step == step:
+                yield from (value.tag for value in event.summary.value)
+
+
+def _messages(path: Path) -> Iterator[bytes]:
+    """The records of an event file up to where a kill has cut it: length, checksum, bytes, same."""
+    with path.open("rb") as file:
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack_from("<Q", head)
+            message = file.read(length)
+            if len(message) < length or len(file.read(4)) < 4:
+                return
+            yield message

@@ -23,10 +23,11 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 def test_values_come_back_exactly_and_are_on_disk_at_once(tmp_path: Path) -> None:
     logger = open_logger(tmp_path)
-    logger.log_metrics({"loss": 0.1 + 0.2, "nan": float("nan")}, step=10, epoch=1)
+    values = {"loss": 0.1 + 0.2, "nan": float("nan"), "inf": -float("inf")}
+    logger.log_metrics(values, step=10, epoch=1)
     (row,) = table(tmp_path)
     assert (row["step"], row["epoch"], float(row["loss"])) == ("10", "1", 0.1 + 0.2)
-    assert row["nan"] == "nan"
+    assert (row["nan"], row["inf"]) == ("nan", "-inf")
 
 
 def test_a_new_metric_adds_a_column_and_keeps_old_rows(tmp_path: Path) -> None:
@@ -72,6 +73,22 @@ def test_a_line_cut_short_by_a_kill_is_dropped_on_resume(tmp_path: Path) -> None
     (tmp_path / "metrics.csv").write_text("step,epoch,a\n10,0,1.0\n20,0,2")
     open_logger(tmp_path, resumed_step=100).log_metrics({"a": 3.0}, step=30, epoch=0)
     assert [row["step"] for row in table(tmp_path)] == ["10", "30"]
+
+
+@pytest.mark.parametrize("spoilt", [b"\0\0\0\0\n", b"\xff\xfe,0,1\n", b"20,0\n"])
+def test_lines_spoilt_by_a_power_loss_are_dropped_on_resume(tmp_path: Path, spoilt: bytes) -> None:
+    (tmp_path / "metrics.csv").write_bytes(b"step,epoch,a\n10,0,1.0\n" + spoilt)
+    open_logger(tmp_path, resumed_step=100).log_metrics({"a": 3.0}, step=30, epoch=0)
+    assert [row["step"] for row in table(tmp_path)] == ["10", "30"]
+
+
+def test_a_table_that_cannot_be_read_warns_and_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "metrics.csv").write_text("x" * 200_000 + "\n")
+    open_logger(tmp_path, resumed_step=100).log_metrics({"a": 3.0}, step=30, epoch=0)
+    assert len(caplog.records) == 1
+    assert (tmp_path / "metrics.csv").read_text() == "x" * 200_000 + "\n"
 
 
 def test_steps_going_back_remove_later_rows(tmp_path: Path) -> None:

@@ -91,6 +91,29 @@ def test_what_was_logged_at_the_resumed_step_stays(tmp_path: Path) -> None:
     assert scalars(tmp_path)["a", 10] == 1.0
 
 
+def test_what_stands_under_the_resumed_step_is_not_doubled(tmp_path: Path) -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    first = open_logger(tmp_path)
+    first.log_metrics({"a": 1.0}, step=10, epoch=0)
+    first.log_image("room", image, step=10)
+    first.finish("failed")
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    path.write_bytes(path.read_bytes() + b"\x40\0\0\0\0\0\0\0cut short")
+    resumed = open_logger(tmp_path, resumed_step=10)
+    resumed.log_metrics({"a": 1.0, "b": 2.0}, step=10, epoch=0)
+    resumed.log_image("room", image, step=10)
+    resumed.log_metrics({"a": 3.0}, step=11, epoch=0)
+    resumed.finish("finished")
+    assert scalars(tmp_path) == {
+        ("a", 10): 1.0,
+        ("epoch", 10): 0.0,
+        ("b", 10): 2.0,
+        ("a", 11): 3.0,
+        ("epoch", 11): 0.0,
+    }
+    assert [v.tag for e in events(tmp_path) for v in e.summary.value].count("room") == 1
+
+
 def test_values_are_in_the_file_before_the_process_is_killed(tmp_path: Path) -> None:
     logger = open_logger(tmp_path)
     logger.log_metrics({"a": 0.5}, step=1, epoch=0)

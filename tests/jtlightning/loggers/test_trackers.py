@@ -25,6 +25,7 @@ from tests.jtlightning.test_fit import make_trainer
 from tests.jtlightning.test_resume import StopAfter
 from tests.jtlightning.tiny import TinyData
 
+pytestmark = pytest.mark.slow
 Scalars = dict[tuple[str, int], float]
 ROOT = Path(__file__).parents[3]
 #: 7 micro-batches an epoch, 4 steps: 12 in all; validation twice an epoch.
@@ -180,7 +181,6 @@ def train_in_another_process(folder: Path, victim: str, step: int) -> Any:
     )
 
 
-@pytest.mark.slow
 def test_a_killed_run_has_the_same_scalars_everywhere_after_its_resume(tmp_path: Path) -> None:
     whole = check(train(tmp_path / "whole"))
     done = train_in_another_process(tmp_path / "killed", "trainer", 7)
@@ -188,7 +188,6 @@ def test_a_killed_run_has_the_same_scalars_everywhere_after_its_resume(tmp_path:
     assert check(train(tmp_path / "killed", ModelCheckpoint(every_n_train_steps=2))) == whole
 
 
-@pytest.mark.slow
 def test_a_killed_service_ends_neither_training_nor_the_other_trackers(tmp_path: Path) -> None:
     whole = in_csv(train(tmp_path / "whole", loggers=[CSVLogger()]))
     done = train_in_another_process(tmp_path / "lonely", "wandb-core", 4)
