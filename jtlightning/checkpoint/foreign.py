@@ -35,7 +35,7 @@ _MAX_DEPTH = 64
 # Shared and expanded tensors take more than the file once each has its own memory.
 _EXPANSION, _FREE_BYTES = 4, 16 * 2**20
 _MAX_NAME = 1000  # comparing names takes time that grows with the square
-_VISIT_COST = 128
+_VISIT_COST = 200
 _HEAD_BYTES = 512
 
 
@@ -79,7 +79,7 @@ class ForeignFile:
 def open_foreign(path: Path | str) -> Iterator[ForeignFile]:
     """Open a file of PyTorch or Jittor; the arrays are read inside the block.
 
-    Memory stays below twice the file and 64 MiB, whatever the file says.
+    Memory stays below twice the file and 48 MiB, whatever the file says.
 
     Raises:
         ForeignFileError: Missing, damaged, or no checkpoint; also while the block reads.
@@ -93,6 +93,7 @@ def open_foreign(path: Path | str) -> Iterator[ForeignFile]:
             budget = Budget(size)
             contents = _contents(file, size, head, budget)
             foreign = ForeignFile(path, contents.kind, contents=contents)
+            budget.charge(contents.extra_bytes)
             _Flattening(foreign, budget).visit(contents.tree, (), 0)
             _check_total(foreign, size)
             yield foreign

@@ -69,12 +69,13 @@ class Contents:
 
     `tree` is made of containers, numbers, strings, `StoredTensor`s, `Slot`s and `Placeholder`s;
     `load` gives the numbers (N,) of a tensor's storage, with True bfloat16 as float32 instead of
-    bits.
+    bits; `extra_bytes` is what all of that may take beyond the file's own size.
     """
 
     kind: str
     tree: Any
     load: Callable[[StoredTensor, bool], np.ndarray]
+    extra_bytes: int = 0
 
 
 def make_tensor(

@@ -84,7 +84,7 @@ def read_zip(file: BinaryIO, size: int, budget: Budget) -> Contents:
         if name not in records:
             raise MalformedError(f"lacks the entry {name!r}, which its tensors need")
         storages.place(storage, records[name])
-    return Contents("PyTorch zip", tree, storages.load)
+    return storages.contents("PyTorch zip", tree)
 
 
 def read_legacy(file: BinaryIO, size: int, budget: Budget) -> Contents:
@@ -118,7 +118,7 @@ def read_legacy(file: BinaryIO, size: int, budget: Budget) -> Contents:
         source.skip(length)
     if source.position != size:
         raise MalformedError(f"has {size - source.position} bytes added at its end")
-    return Contents("PyTorch legacy", tree, storages.load)
+    return storages.contents("PyTorch legacy", tree)
 
 
 class _Storages:
@@ -136,6 +136,11 @@ class _Storages:
         return Unpickler(
             source, budget, rebuild=_rebuilders(self._tensor), persistent=self._storage
         )
+
+    def contents(self, kind: str, tree: Any) -> Contents:
+        """The file, once all its storages have their places."""
+        wide = (self._places[key].size for key, dtype in self._dtypes.items() if dtype == "BF16")
+        return Contents(kind, tree, self.load, sum(wide))
 
     def unit(self, storage: Storage) -> int:
         """Bytes per item of the declared size."""

@@ -26,7 +26,7 @@ _ALIGNMENT = 64
 _PADDING_ID = 0x4246
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One entry: its bytes are [begin, begin + size) of the file, compressed or not."""
 
