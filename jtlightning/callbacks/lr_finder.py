@@ -148,9 +148,9 @@ def _usable(smoothed: list[float], threshold: float | None) -> int:
     """How many steps come before the loss explodes."""
     best = math.inf
     for step, value in enumerate(smoothed):
-        if not math.isfinite(value):
-            return step
         best = min(best, value)
-        if threshold is not None and value > threshold * best:
+        # Written so that NaN counts as an explosion; without a threshold it is the last step,
+        # which is left out anyway.
+        if threshold is not None and not value <= threshold * best:
             return step
     return len(smoothed)
