@@ -155,6 +155,21 @@ def test_files_are_recognised_by_content_not_by_suffix(tmp_path):
     assert read_weights(tmp_path / "a.bin").kind == "safetensors"
 
 
+def test_header_whose_length_looks_like_a_pickle_is_a_header(tmp_path):
+    header = b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'.ljust(0x0480)
+    (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert (tmp_path / "a").read_bytes().startswith(b"\x80\x04")
+    assert read_weights(tmp_path / "a").kind == "safetensors"
+
+
+def test_checkpoint_is_verified_whatever_its_name(tmp_path):
+    write_checkpoint(tmp_path / "a.safetensors", Checkpoint({"model/a": np.ones(1)}))
+    data = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(data[:-1] + b"\x00")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_weights(tmp_path / "a.safetensors")
+
+
 def test_checkpoint_without_its_checksums_is_damaged(tmp_path):
     save_file({"model/a": np.ones(1)}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match="without this trainer's checksums"):
