@@ -33,6 +33,15 @@ COMMANDS = {
     "data": ("segtasks.commands.data", "render the built-in scenes (data rooms)"),
 }
 
+#: Options that take a class, with the packages whose classes a shell may complete.
+OFFERED = {
+    "data": ("segtasks.data",),
+    "task": ("segtasks.tasks",),
+    "task.model": ("segtasks.models.dformer",),
+    "trainer.callbacks": ("jtlightning.callbacks",),
+    "trainer.logger": ("jtlightning.loggers",),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
@@ -43,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "--version":
         sys.stdout.write(f"segtasks {__version__}\n")
         return 0
+    if command == "--print-completion":
+        return _print_completion(options)
     if command in TRAINER_COMMANDS:
         return _train(command, options)
     if command in COMMANDS:
@@ -81,6 +92,24 @@ def _train(command: str, options: list[str]) -> int:
     )
 
 
+def _print_completion(options: list[str]) -> int:
+    from jtlightning.cli.completion import script
+
+    tools = {name: text for name, (_, text) in COMMANDS.items()}
+    shipped = [
+        file.relative_to(folder).as_posix()
+        for folder in config_folders()
+        for file in sorted(folder.rglob("*.yaml"))
+    ]
+    shell = options[0] if len(options) == 1 else ""
+    try:
+        sys.stdout.write(script(shell, "segtasks", TRAINER_COMMANDS, tools, shipped, OFFERED))
+    except ValueError as error:
+        sys.stderr.write(f"segtasks: error: --print-completion SHELL: {error}\n")
+        return 2
+    return 0
+
+
 def _run(module: str, options: list[str]) -> int:
     try:
         return import_module(module).main(options)
@@ -101,6 +130,7 @@ def _help() -> str:
         lines += [f"{title}:", *(f"  {name:<10}{text}" for name, text in group.items()), ""]
     lines += [
         "`segtasks COMMAND --help` explains a command; `segtasks --version` prints the version.",
+        "`segtasks --print-completion bash` prints completion for bash; zsh likewise.",
         "A first run: segtasks fit --config demo.yaml",
     ]
     return "\n".join(lines) + "\n"
