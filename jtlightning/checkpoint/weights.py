@@ -304,7 +304,6 @@ def _assign(pairs: Mapping[str, tuple[jt.Var, np.ndarray]]) -> None:
     import jittor as jt  # here, so that reading and comparing weights needs no Jittor
 
     for var, array in pairs.values():
-        array = np.require(array, requirements="C")  # a view of some foreign storage
         value = jt.array(array, dtype=str(array.dtype))  # else it narrows float64 and int64
         var.update(value.bfloat16() if var.dtype == "bfloat16" else value)
 
