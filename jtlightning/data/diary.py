@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import mmap
 import os
 import signal
 import struct
@@ -25,16 +26,20 @@ class Diary:
 
     def __init__(self, file: int) -> None:
         self.file = file
+        self._index = mmap.mmap(file, _INDEX.size)
 
     @classmethod
     def create(cls) -> Diary:
         """A diary for a worker that is about to start."""
-        diary = cls(os.memfd_create("jtlightning-diary"))
+        file = os.memfd_create("jtlightning-diary")
+        os.ftruncate(file, _INDEX.size)
+        diary = cls(file)
         diary.note(NO_SAMPLE)
         return diary
 
     def close(self) -> None:
         """Close this process's descriptor."""
+        self._index.close()
         os.close(self.file)
 
     def open_for_tracebacks(self) -> None:
@@ -44,12 +49,12 @@ class Diary:
 
     def note(self, index: int = NO_SAMPLE) -> None:
         """In the worker: this sample comes next, or none."""
-        os.pwrite(self.file, _INDEX.pack(index), 0)
+        _INDEX.pack_into(self._index, 0, index)
 
     @property
     def index(self) -> int | None:
         """The sample in hand, None where there is none."""
-        (index,) = _INDEX.unpack(os.pread(self.file, _INDEX.size, 0))
+        (index,) = _INDEX.unpack_from(self._index)
         return None if index == NO_SAMPLE else index
 
     def traceback_of(self, pid: int) -> str:

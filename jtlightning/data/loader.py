@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jtlightning.data.recipe import Loaded, LoaderError, Recipe, SampleError, epoch_order
+from jtlightning.data.randomness import epoch_order
+from jtlightning.data.recipe import Loaded, LoaderError, Recipe, SampleError
 from jtlightning.data.skips import Skips, skip_limit
 from jtlightning.data.workers import WorkerPool
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from jtlightning.data.diary import NO_SAMPLE
 from jtlightning.data.misfits import group_by_fit
+from jtlightning.data.randomness import generator_of, sample_generators
 
 # Samples that are loaded besides a batch that does not collate, until most agree on what fits.
 _JURY = 8
@@ -98,9 +99,9 @@ class Recipe:
         Raises:
             SampleError: One of them failed, or all together, and may not be replaced.
         """
-        making = _Making(self, seed, epoch, note)
+        making = _Making(self, [int(index) for index in indices], seed, epoch, note)
         try:
-            batch = making.batch([int(index) for index in indices])
+            batch = making.batch()
         except _TooManyError:
             batch = None
         return Loaded(batch, tuple(making.skipped.values()))
@@ -110,69 +111,74 @@ class _TooManyError(Exception):
     """More samples of one batch failed than the whole run may leave out."""
 
 
-@dataclass
-class _Sample:
-    index: int
-    value: Any
-
-
 class _Making:
     """One batch in the making.
 
     What replaces a sample depends on (seed, epoch, its index) alone, like all that is random here.
     """
 
-    def __init__(self, recipe: Recipe, seed: int, epoch: int, note: Callable[[int], None]) -> None:
-        self.recipe, self.seed, self.epoch, self.note = recipe, seed, epoch, note
+    def __init__(
+        self,
+        recipe: Recipe,
+        indices: list[int],
+        seed: int,
+        epoch: int,
+        note: Callable[[int], None],
+    ) -> None:
+        self.recipe, self.indices, self.seed, self.epoch = recipe, indices, seed, epoch
+        self.note = note
+        self.numbers = list(indices)  # with replacements in their places
+        self.samples: list[Any] = []
         self.skipped: dict[int, SampleError] = {}
+        self._spare: dict[int, Iterator[tuple[int, Any]]] = {}
 
-    def batch(self, indices: list[int]) -> Any:
-        spare = [self._others(index, 0) for index in indices]
-        samples = [self._first(index, spare[i]) for i, index in enumerate(indices)]
+    def batch(self) -> Any:
+        generators: Iterator[Any] = itertools.repeat(None)
+        if self.recipe.transform is not None:
+            generators = sample_generators(self.seed, self.epoch, self.indices)
+        for position, index in enumerate(self.indices):
+            try:
+                self.samples.append(self._load(index, next(generators)))
+            except SampleError as error:
+                self._leave_out(error)
+                self.samples.append(None)
+                self._replace(position)
         while True:
             self.note(NO_SAMPLE)
             try:
-                return self.recipe.collate([sample.value for sample in samples])
+                return self.recipe.collate(list(self.samples))
             except Exception as error:  # noqa: BLE001 - raised by _misfits, or a sample's fault
-                for position in self._misfits(samples, error):
-                    samples[position] = self._next(spare[position])
+                for position in self._misfits(error):
+                    self._replace(position)
 
-    def _first(self, index: int, others: Iterator[_Sample]) -> _Sample:
+    def _load(self, index: int, generator: Any) -> Any:
+        self.note(index)
+        recipe = self.recipe
         try:
-            return self._load(index, sample_generator(self.seed, self.epoch, index))
-        except SampleError as error:
-            self._leave_out(error)
-        return self._next(others)
+            sample = recipe.dataset[index]
+            return sample if recipe.transform is None else recipe.transform(sample, generator)
+        except Exception as error:
+            what = f"{name_of(recipe.dataset, index)} failed"
+            raise SampleError.of(what, (index,), error) from error
 
-    def _others(self, index: int, stream: int) -> Iterator[_Sample]:
+    def _replace(self, position: int) -> None:
+        spare = self._spare.setdefault(position, self._others(self.indices[position], 0))
+        number, sample = next(spare, (None, None))
+        if number is None:  # every sample was tried
+            raise list(self.skipped.values())[-1]
+        self.numbers[position], self.samples[position] = number, sample
+
+    def _others(self, index: int, stream: int) -> Iterator[tuple[int, Any]]:
         """Other samples that load, in an order and with a randomness of their own."""
         key = (self.epoch, index, stream)
-        order = _generator(self.seed, *key).permutation(len(self.recipe.dataset))
+        order = generator_of(self.seed, *key).permutation(len(self.recipe.dataset))
         for attempt, other in enumerate(order.tolist()):
             if other in self.skipped or other == index:
                 continue
             try:
-                yield self._load(other, _generator(self.seed, *key, attempt))
+                yield other, self._load(other, generator_of(self.seed, *key, attempt))
             except SampleError as error:
                 self._leave_out(error)
-
-    def _next(self, others: Iterator[_Sample]) -> _Sample:
-        sample = next(others, None)
-        if sample is None:  # every sample was tried
-            raise list(self.skipped.values())[-1]
-        return sample
-
-    def _load(self, index: int, generator: np.random.Generator) -> _Sample:
-        recipe = self.recipe
-        self.note(index)
-        try:
-            value = recipe.dataset[index]
-            if recipe.transform is not None:
-                value = recipe.transform(value, generator)
-        except Exception as error:
-            what = f"{name_of(recipe.dataset, index)} failed"
-            raise SampleError.of(what, (index,), error) from error
-        return _Sample(index, value)
 
     def _leave_out(self, error: SampleError) -> None:
         # A machine without memory says nothing about the sample.
@@ -182,15 +188,14 @@ class _Making:
         if len(self.skipped) > self.recipe.max_skipped:
             raise _TooManyError
 
-    def _misfits(self, samples: list[_Sample], error: Exception) -> list[int]:
+    def _misfits(self, error: Exception) -> list[int]:
         """Positions of the samples to replace because they do not collate with the others."""
-        recipe, numbers = self.recipe, tuple(sample.index for sample in samples)
-        groups = group_by_fit([s.value for s in samples], self._jury(numbers), recipe.collate)
+        recipe, numbers = self.recipe, tuple(self.numbers)
+        groups = group_by_fit(self.samples, self._jury(), recipe.collate)
         wrong = groups.outside_majority()
         if not wrong or isinstance(error, MemoryError):
-            which = (
-                f"samples {list(numbers)}" if numbers[1:] else name_of(recipe.dataset, numbers[0])
-            )
+            alone = len(numbers) == 1
+            which = name_of(recipe.dataset, numbers[0]) if alone else f"samples {list(numbers)}"
             what = f"{which} cannot be collated into one batch"
             raise SampleError.of(what + groups.differences(numbers), numbers, error) from error
         whats = [
@@ -205,26 +210,10 @@ class _Making:
             self._leave_out(SampleError.of(what, (numbers[i],), error))
         return wrong
 
-    def _jury(self, numbers: tuple[int, ...]) -> Iterator[Any]:
+    def _jury(self) -> Iterator[Any]:
         """Samples from outside the batch, which decide where it has no majority."""
         if not self.recipe.max_skipped:
             return iter(())
-        others = self._others(numbers[0], 1)
-        outside = (sample.value for sample in others if sample.index not in numbers)
+        others = self._others(self.indices[0], 1)
+        outside = (sample for number, sample in others if number not in self.numbers)
         return itertools.islice(outside, _JURY)
-
-
-def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The shuffled order of an epoch: a permutation of `range(length)`."""
-    return _generator(seed, epoch).permutation(length)
-
-
-def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The randomness of one sample in one epoch, whichever process loads it."""
-    return _generator(seed, epoch, index)
-
-
-def _generator(seed: int, *key: int) -> np.random.Generator:
-    # Not default_rng([seed, ...]): a list is padded with zeros, so that the order of an epoch,
-    # [1, 2], and its first sample, [1, 2, 0], would share their stream.
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

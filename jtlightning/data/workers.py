@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import socket
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jtlightning.data.channel import receive, send, socket_pair
+from jtlightning.data.channel import Receiver, Sender, socket_pair
 from jtlightning.data.diary import Diary
 from jtlightning.data.recipe import Loaded, LoaderError, Recipe, name_of
 from jtlightning.data.worker import ENVIRONMENT, START, Answer, Request, work
@@ -42,6 +43,11 @@ class _Worker:
     life: int
     diary: Diary
     started: bool = False
+
+    def __post_init__(self) -> None:
+        self.sender, self.receiver = Sender(self.end), Receiver(self.end)
+        self.answered = select.poll()
+        self.answered.register(self.end, select.POLLIN)
 
     def __str__(self) -> str:
         return f"loader worker {self.number} (pid {self.process.pid})"
@@ -72,7 +78,8 @@ class WorkerPool:
         # its children, which would wait for us.
         self._farewell = Finalize(self, _end, args=(self._workers,), exitpriority=100)
         for number in range(workers):
-            self._workers.append(_start(number, recipe))
+            # One batch in work besides those that wait and the one that the trainer has.
+            self._workers.append(_start(number, recipe, prefetch + 2))
 
     @property
     def closed(self) -> bool:
@@ -106,8 +113,11 @@ class WorkerPool:
                 # Bounded, so that a slow trainer does not fill the memory.
                 limit = min(len(numbers), position + self.prefetch * len(self._workers))
                 for ahead in range(asked, limit):
-                    request = Request(run, numbers[ahead], plan(numbers[ahead]), seed, epoch)
-                    self._ask(self._workers[ahead % len(self._workers)], request)
+                    worker = self._workers[ahead % len(self._workers)]
+                    returned = worker.receiver.returned()
+                    indices = plan(numbers[ahead])
+                    request = Request(run, numbers[ahead], indices, seed, epoch, returned)
+                    self._ask(worker, request)
                 asked = limit
                 worker = self._workers[position % len(self._workers)]
                 answer = self._await(worker, run, number)
@@ -122,7 +132,7 @@ class WorkerPool:
 
     def _ask(self, worker: _Worker, request: Request) -> None:
         try:
-            send(worker.end, request)
+            worker.sender.send(request)
         except (BrokenPipeError, ConnectionResetError):
             raise self._died(worker) from None
 
@@ -141,6 +151,8 @@ class WorkerPool:
 
     def _wait(self, worker: _Worker, deadline: float) -> bool:
         """Whether an answer of `worker` came before the deadline; any death is an error."""
+        if worker.answered.poll(0):
+            return True
         lives = {other.life: other for other in self._workers}
         ready = wait([worker.end, *lives], max(0.0, deadline - time.monotonic()))
         if worker.end in ready:
@@ -152,7 +164,7 @@ class WorkerPool:
 
     def _receive(self, worker: _Worker) -> Answer:
         try:
-            answer: Answer = receive(worker.end)
+            answer: Answer = worker.receiver.receive()
         except (EOFError, ConnectionResetError):
             raise self._died(worker) from None
         return answer
@@ -191,12 +203,12 @@ class WorkerPool:
         self._run += 1
         for worker in self._workers:
             with contextlib.suppress(OSError, EOFError):  # a dead worker is the next run's error
-                send(worker.end, None)
-                while worker.started and wait([worker.end], 0):
-                    receive(worker.end)
+                worker.sender.send(None)
+                while worker.started and worker.answered.poll(0):
+                    worker.receiver.receive()
 
 
-def _start(number: int, recipe: Recipe) -> _Worker:
+def _start(number: int, recipe: Recipe, kept: int) -> _Worker:
     ours, theirs = socket_pair()
     diary, process = Diary.create(), None
     try:
@@ -204,7 +216,10 @@ def _start(number: int, recipe: Recipe) -> _Worker:
         _hand_over(ours, recipe)
         context = multiprocessing.get_context("spawn")
         process = context.Process(
-            target=work, args=(theirs, os.getpid()), name=f"loader worker {number}", daemon=True
+            target=work,
+            args=(theirs, os.getpid(), kept),
+            name=f"loader worker {number}",
+            daemon=True,
         )
         with _signals_blocked(), _environment(ENVIRONMENT):
             process.start()
@@ -226,7 +241,7 @@ def _hand_over(end: socket.socket, recipe: Recipe) -> None:
         ValueError: Something in it cannot be pickled, named.
     """
     try:
-        send(end, recipe)
+        Sender(end).send(recipe)
     except OSError:
         raise
     except Exception as error:

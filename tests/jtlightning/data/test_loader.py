@@ -11,9 +11,9 @@ from time import monotonic
 import numpy as np
 import pytest
 
-from jtlightning.data import workers
+from jtlightning.data.channel import Receiver
 from jtlightning.data.loader import Loader, LoaderError, SampleError
-from jtlightning.data.recipe import epoch_order, sample_generator
+from jtlightning.data.randomness import epoch_order
 from jtlightning.signals import reclaim
 from tests.jtlightning.data.loader_cases import Images, add_noise, collate
 
@@ -80,12 +80,6 @@ def test_epochs_and_seeds_differ_in_order_and_randomness(make):
     first_epoch, second_epoch = as_bytes(ordered.batches(0)), as_bytes(ordered.batches(1))
     assert [b[0] for b in first_epoch] == [["0", "1", "2"], ["3", "4", "5"]]
     assert first_epoch[0][1] != second_epoch[0][1]
-
-
-def test_order_and_samples_draw_from_separate_streams():
-    order = epoch_order(1, 2, 1000)
-    assert (sample_generator(1, 2, 0).permutation(1000) != order).any()
-    assert (epoch_order(2, 1, 1000) != order).any()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -251,8 +245,8 @@ def test_batch_is_not_kept_while_the_next_is_awaited(make, monkeypatch):
     batches = loader.batches(0)
     kept = weakref.ref(next(batches).image)
     seen = []
-    receive = workers.receive
-    monkeypatch.setattr(workers, "receive", lambda end: (seen.append(kept()), receive(end))[1])
+    receive = Receiver.receive
+    monkeypatch.setattr(Receiver, "receive", lambda it: (seen.append(kept()), receive(it))[1])
     next(batches)
     assert seen == [None]
 
@@ -265,17 +259,31 @@ def test_dropping_the_loader_ends_its_workers():
     assert all(gone(pid, 2) for pid in ids)
 
 
-def test_large_batches_arrive_writable_and_keep_no_file_when_dropped(make):
-    loader = make(Images(12, size=700), num_workers=1)
-    batches = loader.batches(0)
-    batch = next(batches)
-    assert batch.image.nbytes > 2**22
-    batch.image += 1
-    np.testing.assert_array_equal(batch.image[2], np.full((3, 700, 700), 3, np.float32))
-    before = open_files()
-    del batch
-    assert len(list(batches)) == 3
-    assert open_files() < before
+@pytest.mark.parametrize("size", [30, 360])  # 32 KiB and 4.4 MiB: copied and mapped
+def test_batches_are_writable_and_never_overwritten_while_they_are_held(make, size):
+    loader = make(Images(36, size=size), num_workers=1, prefetch=1)
+    before = None
+    for _ in range(3):
+        held = list(loader.batches(0))
+        for number, batch in enumerate(held):
+            batch.image[0] += 1  # would show in a batch that shared its memory
+            first = 3 * number
+            for image, value in zip(batch.image, (first + 1, first + 1, first + 2), strict=True):
+                np.testing.assert_array_equal(image, np.full((3, size, size), value, np.float32))
+        del held, batch, image
+        before = before or open_files()
+        assert open_files() <= before
+
+
+def test_batches_of_growing_size_use_no_more_files(make):
+    loader = make(Images(60, dict.fromkeys(range(60), "grow")), batch_size=2, num_workers=1)
+    before = None
+    for epoch in range(3):
+        for number, batch in enumerate(loader.batches(epoch)):
+            assert batch.image.shape[-1] == 40 + 2 * number
+            assert batch.image[1, 0, 0, 0] == 2 * number + 1
+            before = before or open_files()
+            assert open_files() <= before + 4  # the files that a worker keeps
 
 
 def test_unpicklable_attribute_is_named(make):

@@ -101,11 +101,11 @@ def test_a_hundred_epochs_left_early_leak_nothing():
         assert next(batches).names[0] == str(3 * (epoch % 9))
         del batches
         held.append(Progress())
+    most = max(one.files for one in held[:50])
     for later in held[50:]:
-        # A worker's one batch in hand may or may not be here already.
-        assert later.files <= held[10].files + 2, (held[10], later)
+        assert later.files <= most, (most, later)
         assert later.children == held[10].children
-        assert later.mappings == 0
+        assert later.mappings <= 2 * (loader.prefetch + 2), "what two workers keep"
     loader.close()
     assert not [name for name in open_files() if "jtlightning" in name]
 
