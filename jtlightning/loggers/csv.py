@@ -103,7 +103,7 @@ def _encode(columns: list[str], row: dict[str, str]) -> bytes:
 def _read(path: Path, *, up_to_step: int) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a table; lines that a kill or a power loss has spoilt are left out."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        text = file.read().replace("\0", "")
+        text = file.read().replace("\0", "")  # an error of Python 3.10's reader
     table = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
     if not table or table[0][: len(_FIXED)] != _FIXED:
         return list(_FIXED), []

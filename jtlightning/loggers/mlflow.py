@@ -184,11 +184,10 @@ class MLflowLogger(Logger):
         from mlflow.utils import validation
 
         known = self._mlflow.get_run(self.run_id).data.params
-        longest, limit = validation.MAX_PARAM_VAL_LENGTH, validation.MAX_PARAMS_TAGS_PER_BATCH
+        longest = validation.MAX_PARAM_VAL_LENGTH
         flat = {_key(name): _shortened(str(value), longest) for name, value in _flatten(config)}
         new = [Param(name, value) for name, value in flat.items() if name not in known]
-        for first in range(0, len(new), limit):
-            self._mlflow.log_batch(self.run_id, params=new[first : first + limit])
+        self._mlflow.log_batch(self.run_id, params=new)
         self._mlflow.log_dict(self.run_id, config, self._config_file)
 
 

@@ -87,6 +87,8 @@ def test_a_validation_on_its_own_is_always_drawn(trainer: FakeTrainer) -> None:
     validate(trainer, callback, Drawing())
     trainer.stage, trainer.global_step = "validate", 9
     validate(trainer, callback, Drawing())
+    trainer.stage, trainer.global_step = "fit", 10  # the second of the training
+    validate(trainer, callback, Drawing())
     assert [step for step, _ in trainer.loggers[0].seen] == [0, 9]
 
 

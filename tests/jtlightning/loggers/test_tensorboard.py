@@ -71,7 +71,7 @@ def test_the_configuration_is_there_when_given_before_the_start(tmp_path: Path) 
 
 def test_resume_hides_what_will_be_logged_again(tmp_path: Path) -> None:
     first = open_logger(tmp_path)
-    for step in (10, 20):
+    for step in (10, 16, 20):
         first.log_metrics({"a": 1.0}, step=step, epoch=0)
     first.finish("stopped")
     second = open_logger(tmp_path, resumed_step=15)
