@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jtlightning.data.datamodule import DataModule as DataModule
     from jtlightning.data.loader import Loader as Loader
     from jtlightning.loggers.base import Logger as Logger
+    from jtlightning.profiler import Profiler as Profiler
     from jtlightning.task import Task as Task
     from jtlightning.trainer import Trainer as Trainer
 
@@ -28,6 +29,7 @@ _HOMES = {
     "Loader": "data.loader",
     "Logger": "loggers.base",
     "ModelCheckpoint": "callbacks.model_checkpoint",
+    "Profiler": "profiler",
     "Task": "task",
     "Trainer": "trainer",
 }

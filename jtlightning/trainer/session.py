@@ -75,6 +75,7 @@ class Session:
         try:
             check_allocations()
             self._open_run()
+            self._start_profiler()
             if self._datamodule is not None:
                 self._datamodule.prepare_data()
                 self._datamodule.setup(self.stage)
@@ -147,6 +148,7 @@ class Session:
         try:
             trainer.hooks.teardown(self.stage)
         finally:
+            self._finish_profiler()
             for logger in trainer.started_loggers:
                 logger.finish(status)
             for source in self._sources:
@@ -156,6 +158,18 @@ class Session:
             if trainer.run is not None:
                 trainer.run.release()
             self.task._trainer = None
+
+    def _start_profiler(self) -> None:
+        profiler = self.trainer.profiler
+        if profiler is not None:
+            profiler.start()
+            self.trainer.observers.append(profiler.observe)
+
+    def _finish_profiler(self) -> None:
+        trainer, profiler = self.trainer, self.trainer.profiler
+        if profiler is not None and profiler.observe in trainer.observers:
+            trainer.observers.remove(profiler.observe)
+            profiler.finish(None if trainer.run is None else trainer.run.path)
 
     def _open_run(self) -> None:
         """Find the checkpoint that is asked for, and the folder that this run writes to."""

@@ -11,6 +11,7 @@ from jtlightning.accelerator import Accelerator, be_deterministic, select_device
 from jtlightning.callbacks.base import Callback
 from jtlightning.data.datamodule import DataModule
 from jtlightning.loggers.base import Logger
+from jtlightning.profiler import Profiler, make_profiler
 from jtlightning.seed import seed_everything
 from jtlightning.state import Stage
 from jtlightning.task import Task
@@ -49,6 +50,8 @@ class Trainer(Running):
             is deterministic.
         detect_anomaly: Execute every operation at once, so that an error's traceback points at
             the line that caused it; slow, and with other last bits.
+        profiler: `simple` for times by hook and part of the loop, `kernels` for Jittor's kernels,
+            or a `Profiler`; the report goes to the log and to `profile.txt` in the run's folder.
         callbacks: In calling order; model checkpoints are moved to the end.
         logger: One or several loggers; True for a CSV file, False for none.
         enable_progress_bar: Show progress (plain lines where the output is no terminal).
@@ -82,6 +85,7 @@ class Trainer(Running):
         log_every_n_steps: int = 50,
         deterministic: bool = False,
         detect_anomaly: bool = False,
+        profiler: Profiler | Literal["simple", "kernels"] | None = None,
         callbacks: list[Callback] | None = None,
         logger: Logger | list[Logger] | bool = True,
         enable_progress_bar: bool = True,
@@ -98,6 +102,7 @@ class Trainer(Running):
         if deterministic:
             be_deterministic()
         self.detect_anomaly = detect_anomaly
+        self.profiler = make_profiler(profiler)
         self.observers = []
         self.seed = seed
         seed_everything(seed)

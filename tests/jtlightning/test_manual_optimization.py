@@ -10,7 +10,7 @@ from jittor import nn
 
 from jtlightning.callbacks.base import Callback
 from jtlightning.optim import SGD, AdamW, PolySchedule
-from jtlightning.trainer import NonFiniteLossError
+from jtlightning.trainer import NonFiniteGradientError, NonFiniteLossError
 from tests.jtlightning.test_fit import make_trainer
 from tests.jtlightning.test_resume import StopAfter
 from tests.jtlightning.tiny import TinyData, TinyTask, parameters_of
@@ -96,6 +96,22 @@ def test_nothing_is_updated_with_a_loss_that_is_not_finite(tmp_path: Path) -> No
     with pytest.raises(NonFiniteLossError, match="the loss is nan in epoch 0, batch 1, at step 1"):
         trainer.fit(task, datamodule=TinyData())
     np.testing.assert_array_equal(task.model.fc2.weight.numpy(), kept[0])
+
+
+def test_a_bad_loss_whose_gradients_are_used_later_is_found_in_the_gradients(
+    tmp_path: Path,
+) -> None:
+    class Adds(TwoOptimizers):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            first, _ = self.optimizers()
+            loss = nn.cross_entropy_loss(self.model(batch.x), batch.y)
+            self.manual_backward(loss * float("nan") if batch_idx == 0 else loss, first)
+            if batch_idx == 1:
+                self.optimizer_step(first)
+
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    with pytest.raises(NonFiniteGradientError, match="epoch 0, batch 1, at step 1"):
+        trainer.fit(Adds(), datamodule=TinyData())
 
 
 def test_mistakes_are_said_before_training(tmp_path: Path) -> None:
