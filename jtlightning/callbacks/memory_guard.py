@@ -42,9 +42,8 @@ class MemoryGuard(Callback):
 
     Jittor is lazy: whatever keeps a Var that was computed in a step keeps the step's graph, and
     synchronising it later takes minutes. From half of what raises the alarm on, the guard watches
-    the hooks and the parts of the loop for a few steps, and the alarm names the one that keeps
-    Vars, and where. A number that has risen but does not go on rising is no alarm. Only counters
-    and names of Vars are read, so the guard never changes what is computed.
+    hooks and parts of the loop for a few steps, and the alarm names the one that keeps Vars. What
+    does not go on rising is no alarm. Only counters are read, which changes no bit.
 
     At every log step `memory/live_vars`, `memory/live_ops`, `memory/host_mib` and its slope
     `memory/host_mib_per_1000_steps` (least squares over the last 200 looks) are logged; after
@@ -281,8 +280,7 @@ class _Watch:
 
     def _kept_operations(self) -> Counter[str]:
         """Place -> operations made there that are still alive, those of the last step left out."""
-        first, last = self._marks[0][0], self._boundaries[0]
-        kept: Counter[str] = Counter()
+        kept, first, last = Counter[str](), self._marks[0][0], self._boundaries[0]
         for node in jt.core.dump_all_graphs().nodes_info:
             number = re.match(r"Op\((\d+)", node)
             if number and first < int(number[1]) < last:
@@ -308,17 +306,17 @@ def host_mib() -> float:
 
 
 def largest_holders(trainer: Trainer, task: Task, count: int = 3, *, by_size: bool = False) -> str:
-    """The containers that hold most Vars (or bytes) other than the task's and optimizer's own."""
-    texts = [_describe(box) for box in _holders(trainer, task, by_size=by_size)[:count]]
+    """The containers with most Vars of others, or `by_size` with most bytes, arrays too."""
+    texts = [_describe(box, by_size) for box in _holders(trainer, task, by_size)[:count]]
     return "; ".join(texts) or "no container (a running sum, or a Var updated unread?)"
 
 
-def _holders(trainer: Trainer, task: Task, *, by_size: bool = False) -> list[Any]:
+def _holders(trainer: Trainer, task: Task, by_size: bool = False) -> list[Any]:
     """Every container with Vars of others, the largest one first."""
     known = _known(trainer) | {id(p) for p in task.parameters()}
     found = []
     for container in _containers():
-        others = [v for v in _vars_in(container) if id(v) not in known]
+        others = [v for v in _vars_in(container, by_size) if id(v) not in known]
         held = sum(v.nbytes for v in others) if by_size else len(others)
         if held:
             found.append((held, container))
@@ -338,9 +336,10 @@ def _known(trainer: Trainer) -> set[int]:
     return {id(v) for g in groups for held in g.values() if isinstance(held, list) for v in held}
 
 
-def _vars_in(container: Any) -> list[jt.Var]:
+def _vars_in(container: Any, arrays_too: bool = False) -> list[Any]:
     values = container.values() if isinstance(container, dict) else container
-    return [v for v in list(values) if isinstance(v, jt.Var)]
+    kinds = (jt.Var, np.ndarray) if arrays_too else jt.Var
+    return [v for v in list(values) if isinstance(v, kinds)]
 
 
 def _alive() -> dict[str, int]:
@@ -357,18 +356,20 @@ def _containers() -> Iterator[Any]:
     """Every dict, list, tuple, set and deque that a tracked object holds or is."""
     seen: set[int] = set()
     for owner in gc.get_objects():
-        # Vars do not take part in garbage collection, so a dict of Vars is not tracked itself.
+        # A dict of Vars is not tracked itself.
         for box in (owner, *gc.get_referents(owner)):
             if isinstance(box, _CONTAINERS) and id(box) not in seen:
                 seen.add(id(box))
                 yield box
 
 
-def _describe(box: Any) -> str:
+def _describe(box: Any, arrays_too: bool) -> str:
     """`Class.attribute: list of 300 Vars, 12.3 MiB`."""
-    held = _vars_in(box)
-    owner, mib = _owner(box), sum(v.nbytes for v in held) / _MIB
-    return f"{owner + ': ' if owner else ''}{type(box).__name__} of {len(held)} Vars, {mib:.1f} MiB"
+    held, owner = _vars_in(box, arrays_too), _owner(box)
+    what = "Vars" if isinstance(held[0], jt.Var) else "arrays"
+    mib = sum(v.nbytes for v in held) / _MIB
+    text = f"{type(box).__name__} of {len(held)} {what}, {mib:.1f} MiB"
+    return f"{owner}: {text}" if owner else text
 
 
 def _owner(box: Any, depth: int = 2) -> str:
