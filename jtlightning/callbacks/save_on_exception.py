@@ -19,10 +19,11 @@ class SaveOnException(Callback):
     """Save the last finished step when an error ends training; Lightning's `OnExceptionCheckpoint`.
 
     The file is a whole checkpoint, which `ckpt_path: auto` finds and continues from. It holds the
-    state of the last step boundary: nothing of the step that failed, so the resumed run repeats
-    that step. An error before the first step of the process leaves no file, as nothing is lost
-    then, and neither do Ctrl-C and other requests to exit, which the trainer saves itself. Where
-    saving fails as well, that is logged, and the first error is the one that is raised.
+    state of the last step boundary: nothing of the step or the validation that failed, so the
+    resumed run repeats it. An error before the first step of the process leaves no file, as
+    nothing is lost then, and neither do Ctrl-C and other requests to exit, which the trainer saves
+    itself. Where saving fails as well, that is logged, and the first error is the one that is
+    raised.
 
     Args:
         filename: Name of the file, without its suffix.
@@ -65,6 +66,9 @@ class SaveOnException(Callback):
         if not trainer.at_step_boundary:
             _log.warning("%s is not written: a step was under way", self._path)
             return
+        if trainer.evaluating == "validation":
+            trainer.metrics.finish_epoch("validation")  # half a validation counts for nothing
+            trainer.state.validation_due = True
         try:
             trainer.save_checkpoint(self._path)
         except Exception as second:  # noqa: BLE001 - must not take the place of the first error

@@ -34,15 +34,17 @@ def failing(steps: int, hook: str, error: type[BaseException] = RuntimeError) ->
     return type("Failing", (FailAt,), {})(steps, hook, error)
 
 
-def fit(folder: Path, *callbacks: Callback, **arguments: Any) -> dict[str, np.ndarray]:
+def fit(
+    folder: Path, *callbacks: Callback, kind: type[TinyTask] = TinyTask, **arguments: Any
+) -> dict[str, Any]:
     # 7 micro-batches, windows of 2: errors fall inside a window as well.
     settings = {"max_epochs": 2, "accumulate_grad_batches": 2, "enable_checkpointing": True}
     ema = EMA(0.9)
     trainer = make_trainer(folder, callbacks=[ema, *callbacks], **{**settings, **arguments})
-    task = TinyTask()
+    task = kind()  # after the trainer, which seeds
     trainer.fit(task, datamodule=TinyData(4, 28), ckpt_path="auto")
     state = {**parameters_of(task), **trainer.drivers[0].state_tensors()}
-    return {**state, **ema.state_dict()["average"]}
+    return {**state, **ema.state_dict()["average"], **trainer.metrics}
 
 
 def saved(folder: Path, name: str = "exception") -> list[Path]:
@@ -50,7 +52,7 @@ def saved(folder: Path, name: str = "exception") -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return fit(tmp_path_factory.mktemp("undisturbed"))
 
 
@@ -58,7 +60,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarra
     "hook", ["on_train_batch_start", "on_after_backward", "on_train_batch_end", "on_validation_end"]
 )
 def test_a_run_that_failed_continues_bit_for_bit(
-    tmp_path: Path, undisturbed: dict[str, np.ndarray], hook: str
+    tmp_path: Path, undisturbed: dict[str, Any], hook: str
 ) -> None:
     steps = 4 if hook == "on_validation_end" else 3
     with pytest.raises(RuntimeError, match="the first error"):
@@ -69,6 +71,21 @@ def test_a_run_that_failed_continues_bit_for_bit(
     assert resumed.keys() == undisturbed.keys()
     for name, value in undisturbed.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_a_validation_that_failed_is_repeated_as_a_whole(
+    tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    class Failing(TinyTask):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            if self.trainer.global_step == 8 and batch_idx == 1:
+                self.trainer.metrics.fetch()  # as every fifty batches
+                raise RuntimeError("the first error")
+
+    with pytest.raises(RuntimeError, match="the first error"):
+        fit(tmp_path, SaveOnException(), kind=Failing)
+    np.testing.assert_equal(fit(tmp_path, SaveOnException()), undisturbed)
 
 
 def test_the_file_has_the_name_and_folder_that_were_asked_for(tmp_path: Path) -> None:
