@@ -146,7 +146,7 @@ class RunProcess:
 def undisturbed(folder: Path, epochs: int) -> RunProcess:
     """A whole run in one process, ended."""
     with RunProcess(folder, epochs) as run:
-        code = run.finish()
+        code = run.finish(5 * PATIENCE_S)  # the first run ever compiles
         assert code == 0, run.errors()
         return run
 

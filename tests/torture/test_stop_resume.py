@@ -61,11 +61,26 @@ class StopAt(Callback):
         self._stop_if("epoch end", trainer.global_step)
 
 
+class Means(Callback):
+    """Keeps what each epoch has logged as its means, by epoch."""
+
+    runs_after_task = True
+
+    def __init__(self) -> None:
+        self.by_epoch: dict[int, tuple[float, float]] = {}
+
+    def on_train_epoch_end(self, trainer: Any, task: Any) -> None:
+        values = trainer.metrics["train/loss"], trainer.metrics["val/loss"]
+        self.by_epoch[trainer.current_epoch] = values
+
+
 class Run:
     """One process's part of a run, here in one process; what it told, and its end state."""
 
     def __init__(self, folder: Path, *callbacks: Callback, **arguments: Any) -> None:
         self.hashes: dict[int, dict[str, str]] = {}
+        self.means = Means()
+        callbacks = (self.means, *callbacks)
         self._built = build(folder, self._tell, *callbacks, max_epochs=EPOCHS, **arguments)
 
     def _tell(self, event: str, *, step: int, hashes: dict[str, str] | None = None) -> None:
@@ -78,10 +93,9 @@ class Run:
         return self
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
-        """Everything at the end, the means of the last epoch included."""
+        """Everything at the end."""
         trainer, task, _, ema = self._built
-        means = {name: np.array(trainer.metrics[name]) for name in ("val/loss", "train/loss")}
-        return {**state_of(trainer, task, ema), "metrics": means}
+        return state_of(trainer, task, ema)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +120,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path: Path, left_
         assert max(halves[0].hashes) == step, stop.moment
         halves[1].fit()
         assert min(halves[1].hashes) == step
+        assert halves[0].means.by_epoch | halves[1].means.by_epoch == left_alone.means.by_epoch
         for half in halves:
             for at, hashes in half.hashes.items():
                 assert hashes == left_alone.hashes[at], f"stopped at {step}: step {at} differs"
