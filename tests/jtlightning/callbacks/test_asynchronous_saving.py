@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from jtlightning.checkpoint.container import (
     read_checkpoint,
     verify_checkpoint,
 )
+from jtlightning.signals import reclaim
 from tests.jtlightning.callbacks.test_model_checkpoint import (
     by_step,
     names,
@@ -26,6 +30,8 @@ from tests.jtlightning.callbacks.test_model_checkpoint import (
     validate,
 )
 from tests.jtlightning.fake_trainer import FakeTrainer
+
+ROOT = Path(__file__).parents[3]
 
 
 class Gate:
@@ -220,3 +226,41 @@ def test_a_value_that_cannot_be_stored_is_raised_at_once(
     with pytest.raises(ValueError, match="config"):
         validate(trainer, saver, [0.1])
     assert saver.best_model_path is None
+
+
+KILLED = """
+import os, sys, threading
+from pathlib import Path
+from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
+from tests.jtlightning.callbacks.test_model_checkpoint import start, validate
+from tests.jtlightning.fake_trainer import FakeTrainer
+
+real = os.write
+
+def write(descriptor, data):
+    if len(data) == 8000 and data[0] == 20:  # the array of step 20
+        real(descriptor, data[:1000])
+        os.kill(os.getpid(), 9)
+    return real(descriptor, data)
+
+os.write = write
+trainer = FakeTrainer(Path(sys.argv[1]))
+options = {"filename": "{step}", "monitor": "val/miou", "mode": "max", "asynchronous": True}
+saver = start(trainer, ModelCheckpoint(**options))
+validate(trainer, saver, [0.1, 0.2])
+saver.teardown(trainer, None, "fit")
+"""
+
+
+def test_a_kill_while_the_thread_writes_leaves_the_file_before(tmp_path: Path) -> None:
+    reclaim()
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = tmp_path / "checkpoints"
+    assert step_of(folder / "last.ckpt") == step_of(folder / "10.ckpt") == 10
+    assert len(list(folder.glob(".jtl-*.tmp"))) == 1
+    trainer = FakeTrainer(tmp_path)
+    start(trainer, by_step(monitor="val/miou", mode="max", asynchronous=True))
+    assert names(trainer) == ["10.ckpt", "last.ckpt"]
