@@ -192,20 +192,23 @@ def _candidates(experiment: Path) -> Iterator[_Candidate]:
         for path in sorted(folder.glob("*.ckpt")):
             try:
                 metadata = read_checkpoint(path, tensors=False).metadata
+                if "optimizer" in metadata:  # else it holds weights only
+                    yield _Candidate(path, _rank(metadata, path))
             except CheckpointError as error:
                 _LOG.warning("left out: %s", error)
-                continue
-            if "optimizer" in metadata:  # else it holds weights only
-                yield _Candidate(path, _rank(metadata, path))
 
 
 def _rank(metadata: dict[str, Any], path: Path) -> tuple[Any, ...]:
     """Order of progress: later steps, and within a step what is further in its epoch."""
-    loop = metadata["loop"]
+    loop = metadata.get("loop")
+    position = [
+        loop.get(name, None if name == "global_step" else 0) if isinstance(loop, dict) else None
+        for name in ("global_step", "epoch", "batch_in_epoch")
+    ]
+    if loop is None or not all(isinstance(number, int) for number in position):
+        raise CheckpointError(path, f"has no position to continue from (loop is {loop!r:.80})")
     return (
-        loop["global_step"],
-        loop.get("epoch", 0),
-        loop.get("batch_in_epoch", 0),
+        *position,
         not loop.get("validation_due", False),
         loop.get("epoch_finished", False),
         path.name == "last.ckpt",

@@ -128,7 +128,7 @@ def test_a_read_only_disk_keeps_the_old_file(disk: SmallDisk, asynchronous: bool
 
 def fails(patch: pytest.MonkeyPatch, where: str, code: int) -> None:
     """Let a call of the system fail from now on; `write` after half of the file."""
-    module, name = (Path, "replace") if where == "replace" else (os, where.split()[0])
+    module, name = (Path, "replace") if where.startswith("replace") else (os, where.split()[0])
     real = getattr(module, name)
 
     def is_meant(first: Any, second: Any) -> bool:
@@ -136,6 +136,8 @@ def fails(patch: pytest.MonkeyPatch, where: str, code: int) -> None:
             return len(second) > 2**17  # not the header, which comes first
         if name == "fsync":
             return Path(f"/proc/self/fd/{first}").is_dir() == ("folder" in where)
+        if where == "replace of last":
+            return second.name == "last.ckpt"
         return name != "open" or bool(second & os.O_CREAT)
 
     def call(first: Any, *rest: Any) -> Any:
@@ -157,6 +159,7 @@ FAULTS = [
     ("fsync of the folder", errno.EIO),
     ("replace", errno.EIO),
     ("replace", errno.EDQUOT),
+    ("replace of last", errno.EIO),
     ("link", errno.EIO),
     ("open", errno.EACCES),
 ]
