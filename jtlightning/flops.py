@@ -122,7 +122,7 @@ def _count_module(module: nn.Module, path: str, counter: _Counter, restore: Exit
 
 
 def _count_function(
-    owner: Any, name: str, counter: _Counter, macs: Callable[..., int | None], restore: ExitStack
+    owner: Any, name: str, counter: _Counter, macs: Callable[..., int], restore: ExitStack
 ) -> None:
     """Let the function `name` of a module or class count; what it calls itself does not."""
     function = getattr(owner, name)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jittor as jt
+import numpy as np
 from jittor import nn
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from jtlightning.callbacks.base import Callback
+from jtlightning.flops import MacCount, count_macs, human
 
 if TYPE_CHECKING:
     from jtlightning.task import Task
@@ -34,6 +36,7 @@ class SummaryRow:
     frozen: int = 0
     statistics: int = 0
     mib: float = 0.0
+    macs: int | None = None
 
 
 class ModelSummary(Callback):
@@ -43,6 +46,11 @@ class ModelSummary(Callback):
     registered buffers and integers; frozen is the rest. A Var or module that hides from
     `parameters()`, in a plain list or dict or under a name with a leading underscore, is warned
     of: it would be neither trained nor saved.
+
+    Where the task has an attribute `example_input` (a NumPy array, or a tuple of them for
+    several arguments; a Var would become a parameter), a column shows the multiply-accumulates of a forward pass in evaluation
+    mode: of `task(*example_input)` where the task has `execute`, else of `task.model`. What counts
+    is said in `jtlightning.flops`; nothing is computed for it.
 
     Args:
         max_depth: Levels of modules shown; 0 shows only the total.
@@ -58,6 +66,11 @@ class ModelSummary(Callback):
         groups = None if trainer.optimizer is None else trainer.optimizer.param_groups
         trained = None if groups is None else {id(p) for g in groups for p in g["params"]}
         rows = summarize(task, self.max_depth, trained)
+        count = forward_macs(task)
+        if count is not None:
+            for row in rows:
+                row.macs = count.by_module.get(row.name, 0)
+            rows[-1].macs = count.total
         console = self.console
         # A file or pipe has no width: without one, long module names would be cut.
         console.print(_table(rows), width=None if console.is_terminal else 120)
@@ -93,6 +106,35 @@ def summarize(
             setattr(row, kind, getattr(row, kind) + value.numel())
             row.mib += value.nbytes / _MIB
     return [*rows.values(), total]
+
+
+def forward_macs(task: Any) -> MacCount | None:
+    """Multiply-accumulates of `task.example_input` in evaluation mode, or None without one.
+
+    Raises:
+        ValueError: There is an example, but nothing that takes it.
+    """
+    example = getattr(task, "example_input", None)
+    if example is None:
+        return None
+    has_own = type(task).execute is not nn.Module.execute
+    network = task if has_own else getattr(task, "model", None)
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"{type(task).__name__}.example_input is set, but the task has neither execute() nor "
+            "a `model` that could take it; leave it None"
+        )
+    inputs = example if isinstance(example, tuple) else (example,)
+    values = [jt.array(x) if isinstance(x, np.ndarray) else x for x in inputs]
+    modes = [(module, module.is_training()) for module in task.modules()]
+    try:
+        # In training mode the running statistics would take the example in.
+        for module, _ in modes:
+            module.is_train = False
+        return count_macs(task, lambda: network(*values))
+    finally:
+        for module, mode in modes:
+            module.is_train = mode
 
 
 def hidden_places(module: nn.Module) -> list[str]:
@@ -139,11 +181,13 @@ def _table(rows: list[SummaryRow]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("module", overflow="fold")
     table.add_column("type")
-    for title in ("trainable", "frozen", "statistics", "MiB"):
+    counted = rows[-1].macs is not None
+    for title in ("trainable", "frozen", "statistics", "MiB", *["MACs"] * counted):
         table.add_column(title, justify="right")
     for row in rows:
         if row is rows[-1]:
             table.add_section()
         counts = (f"{number:,}" for number in (row.trainable, row.frozen, row.statistics))
-        table.add_row(row.name, row.kind, *counts, f"{row.mib:.2f}")
+        macs = [human(row.macs)] if row.macs is not None else []
+        table.add_row(row.name, row.kind, *counts, f"{row.mib:.2f}", *macs)
     return table

@@ -8,11 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jittor as jt
+import numpy as np
 import pytest
 from jittor import nn
 from rich.console import Console
 
-from jtlightning.callbacks.summary import ModelSummary, hidden_places, summarize
+from jtlightning.callbacks.summary import (
+    ModelSummary,
+    forward_macs,
+    hidden_places,
+    summarize,
+)
 
 
 class Net(nn.Module):
@@ -74,3 +80,37 @@ def test_the_table_and_a_warning_are_shown(
     assert text.rstrip().splitlines()[-1].split() == ["total", "Net", "74", "0", "16", "0.00"]
     assert [r.levelno for r in caplog.records] == [logging.WARNING]
     assert "heads (list with 1 Vars or modules) is invisible" in caplog.text
+
+
+def test_multiply_accumulates_are_shown_for_an_example(tmp_path: Path) -> None:
+    task, summary = nn.Sequential(Net(), nn.Linear(2, 3)), ModelSummary(2)
+    task.example_input = np.zeros((5, 4), np.float32)
+    summary.console = Console(file=io.StringIO(), width=100)
+    summary.on_fit_start(SimpleNamespace(optimizer=None), task)
+    lines = [line.split() for line in summary.console.file.getvalue().splitlines() if line.strip()]
+    ends = {cells[0]: cells[-1] for cells in lines if cells[0][0].isalnum()}
+    assert ends["module"] == "MACs"
+    assert ends["0.first"] == str(5 * 4 * 8)
+    assert ends["0.norm"] == "0"
+    assert ends["0"] == str(5 * (4 * 8 + 8 * 2))
+    assert ends["total"] == str(5 * (4 * 8 + 8 * 2 + 2 * 3))
+
+
+def test_an_example_leaves_statistics_and_modes_alone() -> None:
+    task = nn.Module()
+    task.model, task.example_input = Net(), (jt.ones((5, 4)),)
+    task.model.norm.is_train = False
+    before = task.model.norm.running_mean.numpy()
+    count = forward_macs(task)
+    assert count is not None
+    assert count.by_module["model.first"] == 5 * 4 * 8
+    np.testing.assert_array_equal(task.model.norm.running_mean.numpy(), before)
+    assert [m.is_training() for m in (task, task.model, task.model.norm)] == [True, True, False]
+
+
+def test_an_example_that_nothing_takes_is_an_error() -> None:
+    task = nn.Module()
+    assert forward_macs(task) is None
+    task.example_input = jt.ones(3)
+    with pytest.raises(ValueError, match="neither execute"):
+        forward_macs(task)
