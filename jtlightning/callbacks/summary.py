@@ -47,10 +47,10 @@ class ModelSummary(Callback):
     `parameters()`, in a plain list or dict or under a name with a leading underscore, is warned
     of: it would be neither trained nor saved.
 
-    Where the task has an attribute `example_input` (a NumPy array, or a tuple of them for
-    several arguments; a Var would become a parameter), a column shows the multiply-accumulates of a forward pass in evaluation
-    mode: of `task(*example_input)` where the task has `execute`, else of `task.model`. What counts
-    is said in `jtlightning.flops`; nothing is computed for it.
+    Where the task has an attribute `example_input` (a NumPy array, or a tuple of them for several
+    arguments; a Var would become a parameter), a column shows the multiply-accumulates of a
+    forward pass in evaluation mode: of `task(*example_input)` where the task has `execute`, else
+    of `task.model`. `jtlightning.flops` says what counts; nothing is computed for it.
 
     Args:
         max_depth: Levels of modules shown; 0 shows only the total.
