@@ -220,6 +220,9 @@ class StochasticWeightAveraging(Callback):
         norms = [m for m in task.modules() if hasattr(m, "running_mean") and m.is_training()]
         self.average.swap_in(task)
         with _restored(trainer, norms), jt.no_grad():
+            for norm in norms:  # from 0, as a difference to what was there would be rounded
+                norm.running_mean.update(jt.zeros_like(norm.running_mean))
+                norm.running_var.update(jt.zeros_like(norm.running_var))
             samples = 0
             for index, batch in enumerate(self._batches(trainer) if norms else ()):
                 reseed(trainer.seed, "swa", trainer.current_epoch, index)

@@ -79,7 +79,7 @@ def test_a_validation_that_failed_is_repeated_as_a_whole(
     class Failing(TinyTask):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             super().validation_step(batch, batch_idx)
-            if self.trainer.global_step == 8 and batch_idx == 1:
+            if self.trainer.global_step == 8 and batch_idx == 0:
                 self.trainer.metrics.fetch()  # as every fifty batches
                 raise RuntimeError("the first error")
 

@@ -66,11 +66,11 @@ def swa(**options: Any) -> StochasticWeightAveraging:
 
 
 def fit(
-    folder: Path, *callbacks: Callback, task: TinyTask | None = None, **arguments: Any
+    folder: Path, *callbacks: Callback, kind: type[TinyTask] = Constant, **arguments: Any
 ) -> tuple[TinyTask, Trainer]:
     workers = arguments.pop("workers", 0)
     trainer = make_trainer(folder, callbacks=list(callbacks), **{**SETTINGS, **arguments})
-    task = task or Constant(RATE)
+    task = kind(RATE)  # after the trainer, which seeds
     trainer.fit(task, datamodule=Data(workers), ckpt_path="auto")
     return task, trainer
 
@@ -185,7 +185,7 @@ def test_statistics_may_come_from_fewer_batches(tmp_path: Path) -> None:
             self.calls += 1
             return super().training_step(batch, batch_idx)
 
-    task, trainer = fit(tmp_path, swa(statistics_batches=1), task=Counting(RATE))
+    task, trainer = fit(tmp_path, swa(statistics_batches=1), kind=Counting)
     assert task.calls == 4 * 4 + 2
     assert "train/loss" in trainer.metrics.progress_bar()
 
@@ -202,7 +202,7 @@ def test_statistics_that_an_error_cut_short_are_computed_on_resuming(tmp_path: P
 
     fit(tmp_path / "whole", swa())
     with pytest.raises(RuntimeError, match="the first error"):
-        fit(tmp_path / "parts", swa(), SaveOnException(), task=Failing(RATE))
+        fit(tmp_path / "parts", swa(), SaveOnException(), kind=Failing)
     fit(tmp_path / "parts", swa())
     np.testing.assert_equal(exported(tmp_path / "parts"), exported(tmp_path / "whole"))
 
