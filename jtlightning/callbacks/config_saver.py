@@ -33,8 +33,7 @@ class ConfigSaver(Callback):
     def on_fit_start(self, trainer: Trainer, task: Task) -> None:
         if trainer.run is not None:
             save_numbered(trainer.run.path, self.text)
-        for logger in trainer.loggers:
-            logger.log_config(self.config)
+        trainer.tell_loggers("log_config", self.config)
 
     def on_save_checkpoint(self, trainer: Trainer, task: Task, checkpoint: Checkpoint) -> None:
         checkpoint.metadata["config"] = self.config

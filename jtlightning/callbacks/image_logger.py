@@ -88,10 +88,9 @@ class ImageLogger(Callback):
         self._validations = state["validations"]
 
     def _show(self, trainer: Trainer, name: str, image: np.ndarray) -> None:
-        showing = [logger for logger in trainer.loggers if logger.shows_pictures]
-        for logger in showing:
-            logger.log_image(name, image, step=trainer.global_step)
-        if not showing and trainer.run is not None and self._can_save:
+        if any(logger.shows_pictures for logger in trainer.started_loggers):
+            trainer.tell_loggers("log_image", name, image, step=trainer.global_step)
+        elif trainer.run is not None and self._can_save:
             self._save(trainer, name, image)
 
     def _save(self, trainer: Trainer, name: str, image: np.ndarray) -> None:

@@ -207,11 +207,19 @@ class Running:
     def flush_logs(self) -> None:
         """Write what has been gathered for this step to every logger, as one row."""
         if self._log_buffer:
-            for logger in self.started_loggers:
-                logger.log_metrics(
-                    self._log_buffer, step=self.state.global_step, epoch=self.state.epoch
-                )
+            row, state = self._log_buffer, self.state
+            self.tell_loggers("log_metrics", row, step=state.global_step, epoch=state.epoch)
         self._log_buffer = {}
+
+    def tell_loggers(self, method: str, *args: Any, **options: Any) -> None:
+        """Call a method of every logger; one that raises is dropped with a warning."""
+        for logger in list(self.started_loggers):
+            try:
+                getattr(logger, method)(*args, **options)
+            except Exception:
+                # Whatever a user's logger or its service comes up with: training goes on.
+                log.exception("%s.%s failed: dropped", type(logger).__name__, method)
+                self.started_loggers.remove(logger)
 
     def record(
         self,

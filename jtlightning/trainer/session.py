@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,20 +145,19 @@ class Session:
         return evaluate(trainer, self.task, source, word, limit, collect=collect)
 
     def _take_down(self, status: str) -> None:
+        """Close everything, whatever fails on the way; the last entered is closed first."""
         trainer = self.trainer
-        try:
-            trainer.hooks.teardown(self.stage)
-        finally:
-            self._finish_profiler()
-            for logger in trainer.started_loggers:
-                logger.finish(status)
-            for source in self._sources:
-                source.close()
-            if self._datamodule is not None:
-                self._datamodule.teardown(self.stage)
+        with ExitStack() as stack:
+            stack.callback(setattr, self.task, "_trainer", None)
             if trainer.run is not None:
-                trainer.run.release()
-            self.task._trainer = None
+                stack.callback(trainer.run.release)
+            if self._datamodule is not None:
+                stack.callback(self._datamodule.teardown, self.stage)
+            for source in self._sources:
+                stack.callback(source.close)
+            stack.callback(trainer.tell_loggers, "finish", status)
+            stack.callback(self._finish_profiler)
+            trainer.hooks.teardown(self.stage)
 
     def _start_profiler(self) -> None:
         profiler = self.trainer.profiler

@@ -68,6 +68,14 @@ class FakeTrainer:
     def learning_rates(self) -> dict[str, float]:
         return dict(self.rates)
 
+    @property
+    def started_loggers(self) -> list[Any]:
+        return self.loggers
+
+    def tell_loggers(self, method: str, *args: Any, **options: Any) -> None:
+        for logger in self.loggers:
+            getattr(logger, method)(*args, **options)
+
     def stop(self, reason: str) -> None:
         self.should_stop, self.stop_reason = True, reason  # type: ignore[assignment]
 

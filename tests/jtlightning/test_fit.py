@@ -11,7 +11,10 @@ from jtlightning.callbacks.base import Callback
 from jtlightning.callbacks.early_stopping import EarlyStopping
 from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
 from jtlightning.data.datamodule import DataModule
+from jtlightning.loggers.base import Logger
+from jtlightning.loggers.csv import CSVLogger
 from jtlightning.optim import SGD
+from jtlightning.run_directory import RunDirectory
 from jtlightning.trainer import NonFiniteLossError, Trainer
 from tests.jtlightning.tiny import TinyData, TinyTask, parameters_of
 
@@ -251,3 +254,34 @@ def test_a_monitor_sees_what_the_task_logs_at_the_end_of_an_epoch(tmp_path: Path
     trainer.fit(Logs(), datamodule=NoValidation())
     assert trainer.current_epoch == 2, "0 was best, 1 and 2 were not better"
     assert saver.best_model_score == 2.0
+
+
+@pytest.mark.parametrize("method", ["log_metrics", "finish"])
+def test_a_logger_that_raises_is_dropped_and_the_rest_goes_on(
+    tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("the service is gone")
+
+    broken = type("Broken", (Logger,), {method: fails})()
+    trainer = make_trainer(tmp_path, max_epochs=1, logger=[broken, CSVLogger()])
+    trainer.fit(TinyTask(), datamodule=TinyData())
+    assert caplog.text.count(f"Broken.{method} failed: dropped") == 1
+    (path,) = tmp_path.glob("*/metrics.csv")
+    assert "val/loss" in path.read_text()
+    assert trainer.run is not None
+    RunDirectory.reopen(trainer.run.path).release()  # given back
+
+
+def test_an_error_at_the_end_leaves_nothing_open(tmp_path: Path) -> None:
+    class Data(TinyData):
+        def teardown(self, stage: str) -> None:
+            raise RuntimeError("broken on purpose")
+
+    task = TinyTask()
+    trainer = make_trainer(tmp_path, max_steps=1)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        trainer.fit(task, datamodule=Data())
+    assert task._trainer is None
+    assert trainer.run is not None
+    RunDirectory.reopen(trainer.run.path).release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from jtlightning.callbacks.config_saver import ConfigSaver
 from jtlightning.checkpoint.container import Checkpoint
 from jtlightning.checkpoint.errors import CheckpointError
+from tests.jtlightning.fake_trainer import FakeTrainer
 
 
 class _Log:
@@ -23,8 +23,10 @@ class _Log:
 
 def _start(folder: Path | None, lr: int) -> list[Any]:
     log = _Log()
-    run = None if folder is None else SimpleNamespace(path=folder)
-    trainer: Any = SimpleNamespace(run=run, loggers=[log])
+    trainer: Any = FakeTrainer(folder or Path())
+    trainer.loggers = [log]
+    if folder is None:
+        trainer.run = None
     task: Any = None
     ConfigSaver({"lr": lr}, f"lr: {lr}\n").on_fit_start(trainer, task)
     return log.configs
