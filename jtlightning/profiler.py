@@ -206,4 +206,4 @@ def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]
     console = Console(file=io.StringIO(), width=_WIDTH)
     console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
