@@ -191,7 +191,9 @@ class WorkerPool:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with {code}"
         if (index := worker.diary.index) is not None:
             how += f" while it loaded {name_of(self._dataset, index)}"
-        hint = "out of memory?" if code == -signal.SIGKILL else "its own message stands above"
+        # Not "out of memory": nobody knows, and the trainer takes that for certain.
+        short = "the system does that where memory is short"
+        hint = short if code == -signal.SIGKILL else "its own message stands above"
         if not worker.started and code == 1:
             hint += '; a script that trains needs `if __name__ == "__main__":` around its start'
         message = f"{worker} {how} ({hint})"
