@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import jittor as jt
+import numpy as np
 
 from jtlightning.callbacks.base import Callback
 
@@ -82,8 +83,11 @@ class NaNGuard(Callback):
         with jt.no_grad():
             wide = [p if p.dtype == "float32" else p.float32() for _, p in named]
             sums = jt.fetch_sync([p.abs().sum() for p in wide])
+        # A sum of large values may overflow, so the values themselves decide.
         bad = [
-            name for (name, _), s in zip(named, sums, strict=True) if not math.isfinite(s.item())
+            name
+            for (name, _), p, s in zip(named, wide, sums, strict=True)
+            if not (math.isfinite(s.item()) or np.isfinite(p.numpy()).all())
         ]
         if bad:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""

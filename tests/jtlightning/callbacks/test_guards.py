@@ -16,6 +16,7 @@ from jittor import nn
 from jtlightning.callbacks.memory_guard import (
     MemoryGrowthError,
     MemoryGuard,
+    _Watch,
     largest_holders,
 )
 from jtlightning.callbacks.nan_guard import NaNGuard, NonFiniteError
@@ -48,6 +49,12 @@ def test_a_parameter_that_is_not_finite_is_named(tmp_path: Path, number: float) 
         guard.on_train_batch_end(trainer, task, None, None, 7)
     assert "norm.running_var, second.weight." in str(error.value)
     assert "first.weight" not in str(error.value)
+
+
+def test_large_parameters_are_not_taken_for_infinite_ones(tmp_path: Path) -> None:
+    trainer, task = FakeTrainer(tmp_path), Net()
+    task.first.weight.update(jt.array(np.full((8, 4), 1e38, np.float32)))
+    NaNGuard().on_train_batch_end(trainer, task, None, None, 0)
 
 
 def test_parameters_are_looked_at_only_at_log_steps(tmp_path: Path) -> None:
@@ -248,6 +255,21 @@ def test_watching_changes_no_bit(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         task.predictions.clear()
     for name, value in weights[0].items():
         np.testing.assert_array_equal(value, weights[1][name], err_msg=name)
+
+
+def test_watching_executes_nothing(keeper: tuple[FakeTrainer, Keeper]) -> None:
+    trainer, task = keeper
+    jt.sync_all()
+    watch = _Watch(trainer, task)
+    pending = jt.ones(3) * 2.0
+    with watch.observe("somewhere"):
+        more = pending + 1.0
+    for _ in range(4):
+        watch.end_step()
+    watch.findings(trainer)
+    largest_holders(trainer, task)
+    assert ":s0:" in pending.debug_msg()  # not computed yet
+    assert ":s0:" in more.debug_msg()
 
 
 def test_parameters_and_moments_are_not_named_as_holders(
