@@ -9,19 +9,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
-_POLL_S = 0.1
+_OVER = b"\0"  # no signal has this number
 _EXIT_CODE = 128 + signal.SIGINT
 
 
 @contextlib.contextmanager
 def leave_at_ctrl_c(before: Callable[[], object] | None = None) -> Iterator[None]:
-    """While entered, Ctrl-C ends the process with 130, whatever handlers C code installs.
+    """While entered, Ctrl-C ends the process with 130, also where an exception would be lost.
 
-    The signal is blocked, so that no handler runs, and a thread waits for it. The import's
-    compilers inherit the block, and are ended by SIGTERM, which Jittor does not mind. Python's
-    own handler must be back in place at the end. Outside the main thread nothing is changed.
-    Threads that were started before with the signal open may still take it.
+    Jittor's import is full of `except:`, which a KeyboardInterrupt would end in, and runs C++ for
+    long. So the handler does nothing, and a thread hears of the signal from C
+    (`signal.set_wakeup_fd`). Outside the main thread nothing is changed.
 
     Args:
         before: Called before the process ends.
@@ -29,21 +29,30 @@ def leave_at_ctrl_c(before: Callable[[], object] | None = None) -> Iterator[None
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(over, before), daemon=True)
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    thread.start()  # with the signal blocked, as it must be for who waits for it
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    thread = threading.Thread(target=_watch, args=(reader, before), daemon=True)
+    previous = signal.signal(signal.SIGINT, _nothing)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread.start()
     try:
         yield
     finally:
-        over.set()
+        signal.signal(signal.SIGINT, previous)
+        signal.set_wakeup_fd(wakeup)
+        os.write(writer, _OVER)
         thread.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        os.close(reader)
+        os.close(writer)
 
 
-def _watch(over: threading.Event, before: Callable[[], object] | None) -> None:
-    while not over.is_set():
-        if signal.sigtimedwait({signal.SIGINT}, _POLL_S) is None:
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Stand in for the handler: the signal's number is written all the same."""
+
+
+def _watch(reader: int, before: Callable[[], object] | None) -> None:
+    while (heard := os.read(reader, 1)) != _OVER:
+        if heard[0] != signal.SIGINT:
             continue
         for child in _descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):

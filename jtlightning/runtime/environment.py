@@ -17,8 +17,10 @@ TYPE_CHECKING = False  # as in __init__: typing is not imported for this
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
+    from typing import Any
 
 PREPARED = "JTLIGHTNING_PREPARED"
+_JUPYTER = "JPY_PARENT_PID"
 VERBOSE = "SEGTASKS_VERBOSE"
 
 
@@ -130,7 +132,33 @@ class _Guard:
                 "Jittor cannot be imported on this machine yet:\n" + "\n".join(lines), name=name
             )
         _examine_floats()
-        return None
+        spec = next(filter(None, (f.find_spec(name, path, target) for f in _others(self))), None)
+        if spec is not None and spec.loader is not None:
+            _leave_ctrl_c_alone(spec.loader)
+        return spec
+
+
+def _others(guard: _Guard) -> list[Any]:
+    return [f for f in sys.meta_path if f is not guard and hasattr(f, "find_spec")]
+
+
+def _leave_ctrl_c_alone(loader: Any) -> None:
+    """Have Jittor think, while it is imported, that it runs in Jupyter.
+
+    There it leaves SIGINT to Python; elsewhere it installs a handler that quits with code 1.
+    """
+    execute = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        ours = _JUPYTER not in os.environ
+        os.environ.setdefault(_JUPYTER, "0")
+        try:
+            execute(module)
+        finally:
+            if ours:
+                del os.environ[_JUPYTER]
+
+    loader.exec_module = exec_module
 
 
 def _examine_floats() -> None:
