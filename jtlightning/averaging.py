@@ -105,6 +105,11 @@ class WeightAverage:
             self.values[name].stop_grad()
         self._grad_flags = None
 
+    def release(self) -> None:
+        """Let go of the task, which another run may replace; the averages stay."""
+        self.swap_out()
+        self._weights, self._updated_by = [], {}
+
     def average_arrays(self) -> dict[str, np.ndarray]:
         """The averages, whether they are swapped in or not."""
         return _fetch(dict(self._weights) if self.swapped else self.values)

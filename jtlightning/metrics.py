@@ -147,6 +147,12 @@ class MetricLog(Mapping[str, float]):
         self._values.update(means)
         return means
 
+    def drop_epoch(self, scope: str) -> None:
+        """Forget the open means of one scope, without reading what is held."""
+        self._sums.pop(scope, None)
+        self._pending = [record for record in self._pending if record.scope != scope]
+        self._detached = min(self._detached, len(self._pending))
+
     def clear(self) -> None:
         """Forget everything."""
         self._values.clear()

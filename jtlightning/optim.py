@@ -242,8 +242,11 @@ class OptimizerDriver:
         """
         if not rate > 0:
             raise ValueError(f"a learning rate must be above 0, got {rate}")
-        factor = rate / self._base_rates[0]
-        self._base_rates = [base * factor for base in self._base_rates]
+        first = self._base_rates[0]
+        # Not all by the factor: first * (rate / first) is not always rate.
+        self._base_rates = [
+            rate if base == first else base * (rate / first) for base in self._base_rates
+        ]
 
     def describe_schedule(self) -> str:
         """The schedule as text, for the record in a checkpoint."""
@@ -278,12 +281,21 @@ class OptimizerDriver:
         return range(self._first_group, self._first_group + len(self.optimizer.param_groups))
 
     def step(self) -> None:
-        """Update the parameters from the accumulated gradients."""
+        """Update the parameters from the accumulated gradients.
+
+        A group with `first_update`, the number of updates that had been done when it joined, has
+        its own count: Adam corrects moments that begin at 0 as those of a new run.
+        """
         self.updates += 1
-        self.optimizer.n_step = self.updates
+        optimizer = self.optimizer
+        groups = optimizer.param_groups
         try:
-            self.optimizer.step()
+            for first in sorted({group.get("first_update", 0) for group in groups}):
+                optimizer.param_groups = [g for g in groups if g.get("first_update", 0) == first]
+                optimizer.n_step = self.updates - first
+                optimizer.step()
         finally:
+            optimizer.param_groups = groups
             # Left at 1 by an exception inside `step`, it would reorder all later operations.
             jt.flags.node_order = 0
 

@@ -8,6 +8,7 @@ the file names decides, and one of another host counts as alive.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import importlib.metadata
@@ -189,6 +190,8 @@ def _candidates(experiment: Path) -> Iterator[_Candidate]:
         if _locked_by_another(folder.parent / _LOCK):
             _LOG.warning("left out: %s, as another process is running there", folder.parent)
             continue
+        with contextlib.suppress(OSError):  # a folder that may only be read stays as it is
+            sweep(folder)  # of a run that was killed in its first save, and is never continued
         for path in sorted(folder.glob("*.ckpt")):
             try:
                 metadata = read_checkpoint(path, tensors=False).metadata

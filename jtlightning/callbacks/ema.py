@@ -86,7 +86,7 @@ class EMA(Callback):
         self.average.swap_out()
 
     def teardown(self, trainer: Trainer, task: Task, stage: str) -> None:
-        self.average.swap_out()
+        self.average.release()
 
     def on_save_checkpoint(self, trainer: Trainer, task: Task, checkpoint: Checkpoint) -> None:
         if self.average.swapped:  # saved from within an evaluation

@@ -78,6 +78,7 @@ class BackboneFinetuning(Callback):
         self.backbone_initial_ratio_lr = backbone_initial_ratio_lr
         self.backbone_initial_lr, self.should_align = backbone_initial_lr, should_align
         self.unfrozen_epoch: int | None = None  # in which it was unfrozen
+        self._unfrozen_step = 0  # steps done then
         self._groups: list[dict[str, Any]] = []
         self._norms: list[Any] = []  # kept in evaluation mode
         self._configure: Any = None  # the task's own configure_optimizers while ours is there
@@ -99,7 +100,7 @@ class BackboneFinetuning(Callback):
         left_out = {id(p) for norm in norms for p in norm.parameters()} if self.train_bn else set()
         wanted = {id(p) for p in part.parameters()} - left_out
         self._norms = [] if self.train_bn else norms
-        self.unfrozen_epoch, self._groups = None, []
+        self.unfrozen_epoch, self._unfrozen_step, self._groups = None, 0, []
         configure = self._configure = task.configure_optimizers
 
         def configure_and_divide() -> Any:
@@ -132,10 +133,10 @@ class BackboneFinetuning(Callback):
             group["lr"] = self._rate(group["lr"], trainer.current_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"unfrozen_epoch": self.unfrozen_epoch}
+        return {"unfrozen_epoch": self.unfrozen_epoch, "unfrozen_step": self._unfrozen_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.unfrozen_epoch = state["unfrozen_epoch"]
+        self.unfrozen_epoch, self._unfrozen_step = state["unfrozen_epoch"], state["unfrozen_step"]
 
     def _is_due(self, trainer: Trainer) -> bool:
         if self.unfreeze_backbone_at_step is not None:
@@ -145,11 +146,13 @@ class BackboneFinetuning(Callback):
     def _unfreeze_if_due(self, trainer: Trainer) -> None:
         if not self.frozen or not self._is_due(trainer):
             return
-        self.unfrozen_epoch = trainer.current_epoch
+        self.unfrozen_epoch, self._unfrozen_step = trainer.current_epoch, trainer.global_step
         self._set_trained(True)
         _log.info("%s is trained from step %d on", self.backbone, trainer.global_step + 1)
 
     def _set_trained(self, trained: bool) -> None:
+        for group in self._groups:
+            group["first_update"] = self._unfrozen_step
         for parameter in self._parameters():
             parameter.requires_grad = trained
         for norm in self._norms:

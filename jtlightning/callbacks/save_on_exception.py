@@ -66,9 +66,6 @@ class SaveOnException(Callback):
         if not trainer.at_step_boundary:
             _log.warning("%s is not written: a step was under way", self._path)
             return
-        if trainer.evaluating == "validation":
-            trainer.metrics.finish_epoch("validation")  # half a validation counts for nothing
-            trainer.state.validation_due = True
         try:
             trainer.save_checkpoint(self._path)
         except Exception as second:  # noqa: BLE001 - must not take the place of the first error

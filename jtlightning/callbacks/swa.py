@@ -192,7 +192,7 @@ class StochasticWeightAveraging(Callback):
         self.average.swap_out()
 
     def teardown(self, trainer: Trainer, task: Task, stage: str) -> None:
-        self.average.swap_out()
+        self.average.release()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -237,7 +237,7 @@ class StochasticWeightAveraging(Callback):
         self._statistics_due = False
 
     def _batches(self, trainer: Trainer) -> Iterator[Any]:
-        source = trainer.session._train
+        source = trainer.train_source
         limit = trainer.num_training_batches
         if self.statistics_batches is not None:
             limit = min(limit, self.statistics_batches)

@@ -59,6 +59,7 @@ class FitLoop:
             )
         self._sanity_check()
         self.hooks.call("on_train_start")
+        trainer.honour_stop_requests()  # a signal during set-up, before the first step compiles
         while not self._finished():
             self._run_epoch()
         trainer.flush_logs()
@@ -152,8 +153,15 @@ class FitLoop:
         assert self.val is not None
         # Before the hooks: a checkpoint written by them must not ask for this validation again.
         self.state.validation_due = False
-        evaluate(self.trainer, self.task, self.val, "validation", self.trainer.num_val_batches)
-        self.trainer.read_clock()
+        trainer = self.trainer
+        try:
+            evaluate(trainer, self.task, self.val, "validation", trainer.num_val_batches)
+        except BaseException:
+            # Half a validation counts for nothing: who continues from here repeats it.
+            trainer.metrics.drop_epoch("validation")
+            self.state.validation_due = True
+            raise
+        trainer.read_clock()
 
     def _end_epoch(self) -> None:
         """Close the epoch's means and run its last hooks; also where a step limit cut it short."""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _MIB = 1024.0 * 1024.0
 # NumPy and the allocator below; CUDA, cuDNN, cuBLAS; C++.
 _SIGNS = re.compile(
-    r"unable to allocate|out of memory|memoryallocation|alloc_failed|bad_alloc|"
+    # Jittor guesses "overcommit issue or out of memory" wherever a compiler fails.
+    r"unable to allocate|(?<!issue or )out of memory|memoryallocation|alloc_failed|bad_alloc|"
     r"cannot allocate memory",
     re.IGNORECASE,
 )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jtlightning.run_directory import RunDirectory
     from jtlightning.task import Task
     from jtlightning.trainer.hooks import Hooks
+    from jtlightning.trainer.loaders import BatchSource
     from jtlightning.trainer.session import Session
     from jtlightning.trainer.step import Stepper
 
@@ -138,6 +139,11 @@ class Running:
     def gradients(self) -> list[tuple[str, jt.Var]]:
         """Names and accumulated gradients, from `on_after_backward` until the update."""
         return [named for driver in self.drivers for named in driver.gradients()]
+
+    @property
+    def train_source(self) -> BatchSource:
+        """The training batches of the running fit."""
+        return self.session.train_source
 
     def driver_of(self, optimizer: jt.optim.Optimizer) -> OptimizerDriver:
         """What keeps the state of one of `optimizers`.

@@ -65,7 +65,7 @@ class Session:
         self._source_file: Path | None = None
         self._checkpoint: Checkpoint | None = None
         self._sources: list[BatchSource] = []
-        self._train: BatchSource
+        self.train_source: BatchSource
         self._val: BatchSource | None = None
 
     def run(self, body: Callable[[], None]) -> None:
@@ -97,7 +97,7 @@ class Session:
     def fit(self) -> None:
         """The body of `Trainer.fit`."""
         trainer = self.trainer
-        train = self._train = self._require_source("train")
+        train = self.train_source = self._require_source("train")
         val = self._val = self._source("validation")
         self._count(train, val)
         trainer.drivers = self._make_drivers()
@@ -112,7 +112,7 @@ class Session:
         trainer.start_clock()
         trainer.at_step_boundary = True
         trainer.hooks.call("on_fit_start")
-        FitLoop(trainer, self.task, self._train, val).run()
+        FitLoop(trainer, self.task, self.train_source, val).run()
         trainer.hooks.call("on_fit_end")
 
     def trial(
@@ -120,7 +120,7 @@ class Session:
     ) -> list[float]:
         """The body of `Trainer.trial`."""
         if loader is None:
-            return run_trial(self.trainer, self.task, self._train, steps, learning_rate)
+            return run_trial(self.trainer, self.task, self.train_source, steps, learning_rate)
         source = as_source(loader, "the loader of the trial")
         try:
             return run_trial(self.trainer, self.task, source, steps, learning_rate)
@@ -129,10 +129,10 @@ class Session:
 
     def replace_train_loader(self, loader: Any) -> None:
         """The body of `Trainer.replace_train_loader`."""
-        self._train.close()
-        self._train = as_source(loader, "the train dataloader")
-        self._sources.append(self._train)
-        self._count(self._train, self._val)
+        self.train_source.close()
+        self.train_source = as_source(loader, "the train dataloader")
+        self._sources.append(self.train_source)
+        self._count(self.train_source, self._val)
         for driver in self.trainer.drivers:
             driver.total_steps = self.trainer.estimated_stepping_batches
 

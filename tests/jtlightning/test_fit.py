@@ -9,7 +9,9 @@ import pytest
 
 from jtlightning.callbacks.base import Callback
 from jtlightning.callbacks.early_stopping import EarlyStopping
+from jtlightning.callbacks.ema import EMA
 from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
+from jtlightning.checkpoint.container import read_checkpoint
 from jtlightning.data.datamodule import DataModule
 from jtlightning.loggers.base import Logger
 from jtlightning.loggers.csv import CSVLogger
@@ -285,3 +287,35 @@ def test_an_error_at_the_end_leaves_nothing_open(tmp_path: Path) -> None:
     assert task._trainer is None
     assert trainer.run is not None
     RunDirectory.reopen(trainer.run.path).release()
+
+
+def test_a_second_task_is_evaluated_with_the_average_not_with_its_own_weights(
+    tmp_path: Path,
+) -> None:
+    trainer = make_trainer(tmp_path, max_epochs=2, callbacks=[EMA(0.5)])
+    first = TinyTask()
+    trainer.fit(first, datamodule=TinyData())
+    expected = trainer.validate(first, datamodule=TinyData(), ckpt_path="last")
+    second = TinyTask()
+    assert trainer.validate(second, datamodule=TinyData(), ckpt_path="last") == expected
+    raw = make_trainer(tmp_path / "raw").validate(second, datamodule=TinyData())
+    assert raw != expected
+
+
+def test_an_error_inside_a_validation_leaves_it_due_and_its_means_forgotten(tmp_path: Path) -> None:
+    class Breaks(TinyTask):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            if batch_idx == 1:
+                raise RuntimeError("broken on purpose")
+
+    class Save(Callback):
+        def on_exception(self, trainer: Trainer, task: Any, exception: BaseException) -> None:
+            trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    trainer = make_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0, callbacks=[Save()])
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        trainer.fit(Breaks(), datamodule=TinyData(batch_size=4))
+    metadata = read_checkpoint(tmp_path / "saved.ckpt").metadata
+    assert metadata["loop"]["validation_due"]
+    assert "validation" not in metadata["metrics"]["sums"]

@@ -121,3 +121,17 @@ def test_schedules_in_closed_form(schedule: object, expected: list[float]) -> No
 def test_values_that_cannot_train_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_base_rate_that_is_set_is_that_very_rate() -> None:
+    weights = [jt.ones(2) for _ in range(3)]
+    groups = [{"params": [weights[0]]}, {"params": [weights[1]]}]
+    groups.append({"params": [weights[2]], "lr": 0.03})
+    driver = OptimizerDriver(SGD(lr=0.3).build(groups), None, 10, {})
+    rates = np.random.default_rng(0).uniform(1e-5, 1.0, 50).tolist()
+    for rate in rates:
+        driver.set_base_rate(rate)
+        driver.set_rates(0)
+        first, second, third = (group["lr"] for group in driver.optimizer.param_groups)
+        assert first == second == rate
+        assert third == pytest.approx(rate / 10)

@@ -150,6 +150,15 @@ def test_a_checkpoint_holds_the_moments_of_the_frozen_part(tmp_path: Path) -> No
     assert all(value.any() for value in after.values())
 
 
+def test_the_first_update_is_as_large_as_that_of_a_new_run(tmp_path: Path) -> None:
+    watch = Watch()
+    fit(tmp_path, finetuning(), watch)
+    name, rate = "model.backbone.fc1.weight", 0.1 * RATE
+    before, after = (watch.weights[i][name].astype(np.float64) for i in (3, 4))
+    # Adam's first update has the size of the rate, whatever the gradient.
+    np.testing.assert_allclose(abs(after - before * (1 - rate * 0.1)), rate, rtol=1e-2)
+
+
 def test_a_part_that_is_never_frozen_trains_as_without_the_callback(tmp_path: Path) -> None:
     plain, _ = fit(tmp_path / "plain")
     options = {"unfreeze_backbone_at_epoch": 0, "backbone_initial_ratio_lr": 1.0}
