@@ -152,7 +152,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     report(
         "kill -9 at random moments, then `ckpt_path=auto`"
         + (", files written by a thread" if options else ""),
-        "50 kills, 10 of them inside a checkpoint write; bit-equal; no torn file; no strays",
+        f"{'' if options else '50 kills, 10 of them inside a checkpoint write; '}"
+        "bit-equal; no torn file chosen; no stray files",
         f"{kills.all} of {kills.all} ({len(chain.in_writes)} inside a write: "
         f"{', '.join(sorted(set(chain.in_writes)))}; {kills.in_start_up} during start-up); "
         f"{chain.compared} states compared, all bit-equal; {time.monotonic() - began:.0f} s",
