@@ -85,8 +85,16 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in self.WATCHED:
                 self._previous[number] = signal.signal(number, self._on_signal)
-            _let_the_next_one_kill(signal.SIGINT)
+            self.arm()
         return self
+
+    def arm(self) -> None:
+        """Have a second SIGINT kill also in C++ code; to be repeated once workers have started.
+
+        Their start exchanges the handlers for a moment, and Python gives them back without this.
+        """
+        if signal.SIGINT in self._previous and self.received is None:
+            _let_the_next_one_kill(signal.SIGINT)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

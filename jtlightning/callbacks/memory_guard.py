@@ -87,6 +87,7 @@ class MemoryGuard(Callback):
         self._findings = ""
 
     def on_train_start(self, trainer: Trainer, task: Task) -> None:
+        gc.collect()  # what an earlier run has left must not raise the baseline
         self._reset()
 
     def on_train_batch_end(
@@ -118,9 +119,7 @@ class MemoryGuard(Callback):
         if self._steps_done <= min(2, self.warmup_steps - 1):
             return
         now = _alive()
-        if not self._baseline:
-            self._baseline = now
-        self._baseline = {kind: min(n, self._baseline[kind]) for kind, n in now.items()}
+        self._baseline = {k: min(n, self._baseline.get(k, n)) for k, n in now.items()}
         self._set_limits()
 
     def _set_limits(self) -> None:

@@ -70,6 +70,8 @@ def evaluate(
                 batch = next(batches, None)
             if batch is None:
                 break
+            if index == 0:
+                trainer.arm_signals()
             # The same randomness at every validation, whatever training did before.
             reseed(trainer.seed, stage, index)
             trainer.enter_batch(batch)

@@ -109,6 +109,7 @@ class FitLoop:
         # Overfitting repeats the same order and the same augmentations.
         epoch = 0 if trainer.overfit_batches else self.state.epoch
         batches = self.train.batches(epoch, self.state.batch_in_epoch, seed=trainer.seed)
+        first = True
         try:
             while self.state.batch_in_epoch < trainer.num_training_batches:
                 start = time.perf_counter()
@@ -117,6 +118,9 @@ class FitLoop:
                 trainer.data_wait_s += time.perf_counter() - start
                 if batch is None:
                     return
+                if first:
+                    trainer.arm_signals()
+                first = False
                 yield batch
         finally:
             if hasattr(batches, "close"):

@@ -301,6 +301,11 @@ class Running:
             log.info("stopping after step %d: %s", self.state.global_step, reason)
         self.stop_reason, self.interrupted, self.should_stop = reason, True, True
 
+    def arm_signals(self) -> None:
+        """Called by the loop once loader workers have started; see `StopSignals.arm`."""
+        if self._signals is not None:
+            self._signals.arm()
+
     def start_clock(self) -> None:
         """Training time counts from now."""
         self._clock = time.perf_counter()

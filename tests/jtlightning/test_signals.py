@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -7,11 +8,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jittor  # noqa: F401 - replaces the C handlers, which is what these tests are about
 import pytest
 
-from jtlightning.signals import StopSignals, end_compile_pool, reclaim
+from jtlightning.callbacks.base import Callback
+from jtlightning.data.loader import Loader
+from jtlightning.signals import (
+    _SA_RESETHAND,
+    StopSignals,
+    _SigAction,
+    end_compile_pool,
+    reclaim,
+)
+from tests.jtlightning.test_fit import make_trainer
+from tests.jtlightning.tiny import TinyData, TinyTask, collate, jitter
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -81,3 +93,23 @@ def test_no_forked_compilers_are_left_for_a_group_signal_to_kill() -> None:
     end_compile_pool()
     assert not [c for c in multiprocessing.active_children() if "Fork" in c.name]
     end_compile_pool()  # harmless to repeat
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python's handler must run first")
+def test_it_stays_so_once_loader_workers_have_started(tmp_path: Path) -> None:
+    """Their start exchanges the handlers for a moment."""
+
+    class WithWorkers(TinyData):
+        def train_dataloader(self) -> Loader:
+            return Loader(self.train, 4, collate=collate, transform=jitter, num_workers=1)
+
+    class Looks(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            action = _SigAction()
+            ctypes.CDLL(None).sigaction(int(signal.SIGINT), None, ctypes.byref(action))
+            self.resets = bool(action.flags & _SA_RESETHAND)
+
+    looks = Looks()
+    trainer = make_trainer(tmp_path, max_steps=1, num_sanity_val_steps=0, callbacks=[looks])
+    trainer.fit(TinyTask(), datamodule=WithWorkers())
+    assert looks.resets
