@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
@@ -30,6 +31,7 @@ from tests.jtlightning.callbacks.test_model_checkpoint import (
     validate,
 )
 from tests.jtlightning.fake_trainer import FakeTrainer
+from tests.jtlightning.test_resume import StopAfter, run
 
 ROOT = Path(__file__).parents[3]
 
@@ -264,3 +266,19 @@ def test_a_kill_while_the_thread_writes_leaves_the_file_before(tmp_path: Path) -
     trainer = FakeTrainer(tmp_path)
     start(trainer, by_step(monitor="val/miou", mode="max", asynchronous=True))
     assert names(trainer) == ["10.ckpt", "last.ckpt"]
+
+
+def test_a_training_saved_by_a_thread_stops_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    def saver() -> ModelCheckpoint:
+        return ModelCheckpoint(every_n_train_steps=1, asynchronous=True)
+
+    expected, _ = run(tmp_path / "undisturbed", saver())
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "stopped", StopAfter(7), saver())
+    assert stopped.value.code == 143
+    (last,) = (tmp_path / "stopped").glob("*/checkpoints/last.ckpt")
+    assert step_of(last) == 7  # the signal waited for the thread
+    resumed, trainer = run(tmp_path / "stopped", saver())
+    assert trainer.global_step == 12
+    for name, value in expected.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
