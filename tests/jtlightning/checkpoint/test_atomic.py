@@ -177,3 +177,27 @@ def test_missing_parents_are_created_and_synced(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "sync_folder", lambda f: (synced.append(f), real(f)))
     write_checkpoint(tmp_path / "x" / "y" / "a.ckpt", NEW)
     assert synced == [tmp_path, tmp_path / "x", tmp_path / "x" / "y"]
+
+
+def test_older_files_go_only_after_the_new_one_and_its_link(tmp_path, monkeypatch):
+    a, b, last = tmp_path / "a.ckpt", tmp_path / "b.ckpt", tmp_path / "last.ckpt"
+    write_checkpoint(a, OLD)
+
+    def refuse(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        with pytest.raises(CheckpointError, match=r"last\.ckpt: could not be written"):
+            atomic.publish_file(b, last, [a], lambda path: write_checkpoint(path, NEW))
+    assert step(a) == 1
+    assert step(b) == 2
+    atomic.publish_file(b, last, [a], lambda path: write_checkpoint(path, NEW))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.ckpt", "last.ckpt"]
+
+
+def test_file_that_cannot_be_removed_is_named(tmp_path):
+    (tmp_path / "a.ckpt").mkdir()
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: could not be removed: \S+"):
+        atomic.remove_file(tmp_path / "a.ckpt")
+    atomic.remove_file(tmp_path / "none.ckpt")
