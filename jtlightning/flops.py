@@ -141,7 +141,7 @@ def _count_function(
 
 
 def _product(out: jt.Var, a: jt.Var, *_: Any, **__: Any) -> int:
-    """Of matrices, or with a weight (out, in): every output element sums over the last axis."""
+    """Of matrices, also `x` by a weight: every output element sums over the last axis of `a`."""
     return int(out.numel() * a.shape[-1])
 
 
@@ -162,7 +162,8 @@ def _own(out: Any, function: Any, *inputs: Any) -> int:
 _LAYERS = (
     ((nn.Conv, nn.Conv1d, nn.Conv3d), _convolution),
     ((nn.ConvTranspose, nn.ConvTranspose3d), _transposed),
-    ((nn.Linear,), _product),
+    # As a convolution of one element: a subclass may have the features on another axis.
+    ((nn.Linear,), _convolution),
 )
 _FUNCTIONS = (
     (nn, ("matmul", "bmm", "matmul_transpose", "bmm_transpose", "linear"), _product),

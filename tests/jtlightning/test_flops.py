@@ -35,6 +35,18 @@ def test_layers(layer: Callable[[], nn.Module], shape: tuple[int, ...], macs: in
     assert count_macs(module, lambda: module(zeros(*shape))).total == macs
 
 
+def test_a_linear_layer_over_another_axis_counts_its_features() -> None:
+    class Linear2d(nn.Linear):
+        def execute(self, x: jt.Var) -> jt.Var:
+            B, C, H, W = x.shape
+            out = nn.matmul(self.weight, x.reshape(B, C, H * W))
+            return out.reshape(B, -1, H, W)
+
+    layer = Linear2d(6, 8)
+    found = count_macs(layer, lambda: layer(zeros(2, 6, 5, 7)))
+    assert found.total == 2 * 8 * 5 * 7 * 6
+
+
 @pytest.mark.parametrize(
     ("function", "macs"),
     [
