@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.torture]
 
 EACH = count(5, 20)  # of SIGTERM, of SIGINT, of two SIGINTs
 STEPS_A_LEG = 4
-EPOCHS = -(-(3 * EACH + 14) * STEPS_A_LEG // STEPS_PER_EPOCH)
+EPOCHS = -(-(3 * EACH + 17) * STEPS_A_LEG // STEPS_PER_EPOCH)
 STEPS = EPOCHS * STEPS_PER_EPOCH
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 LEAVES_WITHIN_S = 0.5
@@ -150,6 +150,7 @@ def test_every_stop_signal_saves_within_a_step_and_the_run_ends_with_the_same_bi
         do(*arguments)
     in_start_up(chain)
     with_workers(chain)
+    while_a_thread_writes(chain)
     in_a_kernel(chain)
     with RunProcess(chain.folder, EPOCHS) as run:
         assert run.finish() == 0, run.errors()
@@ -182,6 +183,13 @@ def with_workers(chain: Chain) -> None:
         chain.stop(number, "loop", "--workers", "2", group=True)
     chain.stop(signal.SIGTERM, "loop", "--workers", "2")
     chain.stop_twice("loop", "--workers", "2", group=True)
+
+
+def while_a_thread_writes(chain: Chain) -> None:
+    """The process waits for a file that is being written, and then writes the last one."""
+    chain.stop(signal.SIGTERM, "save", "--asynchronous")
+    chain.stop(signal.SIGINT, "loop", "--asynchronous")
+    chain.stop_twice("save", "--asynchronous")
 
 
 def in_a_kernel(chain: Chain) -> None:
