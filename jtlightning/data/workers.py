@@ -225,15 +225,18 @@ def _start(number: int, recipe: Recipe, kept: int) -> _Worker:
         )
         with _signals_blocked(), _environment(ENVIRONMENT):
             process.start()
+        life = os.pidfd_open(process.pid or 0)
     except BaseException:
         if process is not None and process.pid is not None:
             process.kill()  # it may be deep in its imports, and notice a closed socket late
+            process.join()
+            process.close()
         ours.close()
         diary.close()
         raise
     finally:
         theirs.close()
-    return _Worker(number, process, ours, os.pidfd_open(process.pid or 0), diary)
+    return _Worker(number, process, ours, life, diary)
 
 
 def _hand_over(end: socket.socket, recipe: Recipe) -> None:

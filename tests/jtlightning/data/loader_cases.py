@@ -75,7 +75,7 @@ class Images:
             threading.Event().wait()
         if kind is not None and kind.startswith("/"):  # leave a trace in this folder
             (Path(kind) / f"{index}").touch()
-        width = {"shape": self.size + 1, "grow": 40 + index // 2 * 2}.get(kind or "", self.size)
+        width = {"shape": self.size + 1, "grow": 40 + index // 2 * 64}.get(kind or "", self.size)
         return Sample(np.full((3, self.size, width), index, np.float32), str(index))
 
 

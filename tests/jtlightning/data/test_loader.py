@@ -280,7 +280,7 @@ def test_batches_of_growing_size_use_no_more_files(make):
     before = None
     for epoch in range(3):
         for number, batch in enumerate(loader.batches(epoch)):
-            assert batch.image.shape[-1] == 40 + 2 * number
+            assert batch.image.shape[-1] == 40 + 64 * number
             assert batch.image[1, 0, 0, 0] == 2 * number + 1
             before = before or open_files()
             assert open_files() <= before + 4  # the files that a worker keeps

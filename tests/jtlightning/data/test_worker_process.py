@@ -74,6 +74,24 @@ def test_worker_that_does_not_come_up_is_named_after_its_own_time_out():
     assert 1 <= monotonic() - began < 3
 
 
+def test_start_that_fails_half_way_leaves_no_worker(monkeypatch):
+    started = []
+
+    def fail(pid: int) -> int:
+        started.append(pid)
+        raise OSError("no descriptor is left")
+
+    before = len(open_files())
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.os, "pidfd_open", fail)
+        loader = Loader(HangsInWorkers(9), 3, collate=collate, num_workers=2)
+        with pytest.raises(OSError, match="no descriptor"):
+            next(loader.batches(0))
+    assert len(started) == 1
+    assert gone(started[0], 2)
+    assert len(open_files()) <= before + 1  # the resource tracker's
+
+
 def test_hang_in_collate_is_told_with_its_place():
     loader = Loader(Images(9), 3, collate=collate_endlessly, num_workers=1, timeout_s=0.5)
     with pytest.raises(LoaderError, match=r"collate hangs(.|\n)*in collate_endlessly"):
