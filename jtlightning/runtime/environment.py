@@ -131,6 +131,7 @@ class _Guard:
             raise JittorNotReadyError(
                 "Jittor cannot be imported on this machine yet:\n" + "\n".join(lines), name=name
             )
+        toolchain.note_home()
         _examine_floats()
         spec = next(filter(None, (f.find_spec(name, path, target) for f in _others(self))), None)
         if spec is not None and spec.loader is not None:

@@ -23,15 +23,40 @@ def jittor_home() -> Path:
 
 def remembered_home() -> Path | None:
     """The `JITTOR_HOME` of an earlier run that Jittor wrote down, or None."""
-    try:
-        text = (Path.home() / ".cache" / "jittor" / "config.json").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    try:
-        home = json.loads(text).get("JITTOR_HOME")
-    except (ValueError, AttributeError):
-        return None
+    home = (_read_note() or {}).get("JITTOR_HOME")
     return Path(home) if home else None
+
+
+def note_home() -> None:
+    """Write down `JITTOR_HOME` before Jittor does, in one step.
+
+    Jittor empties the file and fills it again: a process that starts at that moment dies with a
+    JSON error, and after a kill at that moment every later one does.
+    """
+    present = _read_note()
+    wanted = dict(present or {})
+    if "JITTOR_HOME" in os.environ:
+        wanted["JITTOR_HOME"] = str(jittor_home())
+    if wanted == present or not (wanted or _note().exists()):
+        return
+    note = _note()
+    note.parent.mkdir(parents=True, exist_ok=True)
+    aside = note.with_name(f"{note.name}.{os.getpid()}")
+    aside.write_text(json.dumps(wanted), encoding="utf-8")
+    aside.replace(note)
+
+
+def _note() -> Path:
+    return Path.home() / ".cache" / "jittor" / "config.json"
+
+
+def _read_note() -> dict[str, str] | None:
+    """What Jittor has written down; None where there is nothing that it could read again."""
+    try:
+        content = json.loads(_note().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def unwritable_folder() -> Path | None:

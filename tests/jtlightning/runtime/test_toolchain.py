@@ -107,3 +107,24 @@ def test_paths_that_jittor_fails_on_are_an_error(
     monkeypatch.setenv("mkl_lib_path", "/x")
     finding = next(item for item in checks.check() if item.name == "oneDNN")
     assert (finding.level, finding.remedy) == ("error", "unset mkl_include_path mkl_lib_path")
+
+
+@pytest.mark.parametrize("before", [None, "", '{"JITTOR_HO', '{"JITTOR_HOME": "/other"}', "[]"])
+@pytest.mark.parametrize("chosen", ["/chosen", None])
+def test_the_note_of_jittor_s_home_can_be_read_by_jittor(
+    home: Path, monkeypatch: pytest.MonkeyPatch, before: str | None, chosen: str | None
+) -> None:
+    note = home / ".cache" / "jittor" / "config.json"
+    if before is not None:
+        note.parent.mkdir(parents=True)
+        note.write_text(before)
+    if chosen is not None:
+        monkeypatch.setenv("JITTOR_HOME", chosen)
+    toolchain.note_home()
+    remembered = "/other" if before and "other" in before else None
+    wanted = chosen or remembered
+    if wanted is None:
+        assert not note.exists() or json.loads(note.read_text()) == {}
+    else:
+        assert json.loads(note.read_text()) == {"JITTOR_HOME": wanted}
+    assert not list(home.glob(".cache/jittor/config.json.*"))
