@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,14 @@ import pytest
 from jtlightning import runtime
 
 runtime.prepare()
+
+
+def pytest_collection_finish() -> None:
+    """Take the signals back from Jittor, which would end pytest when any child is killed."""
+    if "jittor" in sys.modules:
+        from jtlightning import signals
+
+        signals.reclaim()
 
 
 @pytest.fixture
