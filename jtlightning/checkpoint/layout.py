@@ -195,7 +195,7 @@ def _entry(name: str, value: Any, path: Path) -> Entry:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(path, f"{_short(name)} has an unsupported dtype {_short(dtype)}")
-    if not _sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+    if not _sizes(shape) or len(shape) > _MAX_DIMENSIONS or _strides_overflow(shape, dtype):
         raise CheckpointError(path, f"{_short(name)} has an impossible shape {_short(shape)}")
     if not _sizes(offsets) or len(offsets) != 2:
         raise CheckpointError(path, f"{_short(name)} has impossible offsets {_short(offsets)}")
@@ -207,6 +207,11 @@ def _entry(name: str, value: Any, path: Path) -> Entry:
 def _sizes(value: Any) -> bool:
     # A shape may hold a 0 beside a huge number, which NumPy refuses: each has its own limit.
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**48 for v in value)
+
+
+def _strides_overflow(shape: list[int], dtype: str) -> bool:
+    """Whether NumPy would refuse the shape although a 0 in it makes it empty."""
+    return math.prod(length or 1 for length in shape) * DTYPES[dtype].itemsize >= 2**62
 
 
 def _check_coverage(entries: list[Entry], size: int, path: Path) -> tuple[Entry, ...]:

@@ -28,8 +28,8 @@ class SegmentationTask(Task):
     Args:
         model: The network: (B, 3, H, W) image and depth -> (B, K, H, W) logits; its `num_classes`
             must be the data's.
-        weights: A .safetensors or .ckpt file whose weights the network starts from; all of them
-            must fit.
+        weights: A file whose weights the network starts from, a .ckpt, .safetensors, .pth of
+            PyTorch or .pkl of Jittor; all of them must fit. An average in it is preferred.
         skip_weights: Parts of the network that keep their own values, by the start of their names,
             such as `decode_head.conv_seg` for another number of classes.
         optimizer: AdamW at 6e-5 with decay 0.01, DFormer's, unless given.
@@ -65,13 +65,23 @@ class SegmentationTask(Task):
         self.pictures = pictures
         self.num_classes = int(model.num_classes)
         if weights is not None:
+            found = read_weights(weights, weights="auto")
             load_weights(
                 model,
-                read_weights(weights),
-                source=weights,
+                found,
+                source=found.describe(),
                 skip=skip_weights or (),
                 remedy="To keep the network's own values for a part, name it in `skip_weights`.",
             )
+
+    @property
+    def example_input(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Image and depth of one training crop, for the model summary; None without their size."""
+        shapes = getattr(self.trainer.datamodule, "input_shapes", None)
+        if shapes is None:
+            return None
+        image, depth = (np.zeros((1, *shape[1:]), np.float32) for shape in shapes)
+        return image, depth
 
     def setup(self, stage: str) -> None:
         """Compare model and data before any work.

@@ -140,6 +140,11 @@ def test_every_flipped_bit_truncation_and_addition_is_found(tmp_path, checkpoint
     [
         ({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, b"", "truncated"),
         ({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}, b"0000", "contradicts"),
+        (
+            {"x": {"dtype": "F32", "shape": [0, 2**47, 2**47], "data_offsets": [0, 0]}},
+            b"",
+            "impossible shape",
+        ),
         ({"x": {"dtype": "F32", "shape": [0, 2**70], "data_offsets": [0, 0]}}, b"", "shape"),
         ({"x": {"dtype": "F32", "shape": [1] * 33, "data_offsets": [0, 4]}}, b"0000", "shape"),
         ({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, b"", "shape"),
