@@ -59,7 +59,7 @@ class Loader:
         num_workers: int = 0,
         timeout_s: float = 120.0,
         start_timeout_s: float = 300.0,
-        prefetch: int = 2,
+        prefetch: int = 4,
         on_bad_sample: Literal["raise", "skip"] = "raise",
         max_skipped: int | float = 0.01,
     ) -> None:
