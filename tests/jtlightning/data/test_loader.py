@@ -157,7 +157,7 @@ def test_dead_worker_is_named_and_replaced_in_the_next_epoch(make, kind, reason)
 
 @pytest.mark.parametrize("mischief", [{}, {4: "fork"}])
 def test_worker_killed_from_outside_is_noticed(make, mischief):
-    loader = make(Images(20, mischief), num_workers=2)
+    loader = make(Images(20, mischief), num_workers=2, prefetch=1)
     batches = loader.batches(0)
     for _ in range(2):
         next(batches)
@@ -276,7 +276,9 @@ def test_batches_are_writable_and_never_overwritten_while_they_are_held(make, si
 
 
 def test_batches_of_growing_size_use_no_more_files(make):
-    loader = make(Images(60, dict.fromkeys(range(60), "grow")), batch_size=2, num_workers=1)
+    loader = make(
+        Images(60, dict.fromkeys(range(60), "grow")), batch_size=2, num_workers=1, prefetch=2
+    )
     before = None
     for epoch in range(3):
         for number, batch in enumerate(loader.batches(epoch)):
