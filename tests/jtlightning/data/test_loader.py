@@ -170,7 +170,9 @@ def test_worker_killed_from_outside_is_noticed(make, mischief):
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_hung_worker_is_named_after_the_time_out_and_ended(make, stopped):
-    loader = make(Images(20, {} if stopped else {10: "hang"}), num_workers=2, timeout_s=0.3)
+    loader = make(
+        Images(20, {} if stopped else {10: "hang"}), num_workers=2, timeout_s=0.3, prefetch=1
+    )
     batches = loader.batches(0)
     for _ in range(2):  # both workers are up, so that the time-out counts
         next(batches)
