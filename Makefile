@@ -38,7 +38,7 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV), with the tools for tests ..."
-	$(call timed,install,$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]')
+	$(call timed,install,$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,mlflow]')
 	@touch $@ $(VENV)/installed
 
 install: $(VENV)/installed
