@@ -1,4 +1,4 @@
-"""`segtasks data`: make data sets on disk."""
+"""`segtasks data`: make data sets on disk, and check them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,64 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jtlightning.cli.failures import is_mistake
+from segtasks.commands.data_check import check
+from segtasks.data.modules import SplitName
 from segtasks.data.rooms import CLASS_NAMES, RoomsFolder, write_rooms
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `segtasks data ARGV` and return the exit code: 0 done, 2 for a request that cannot be."""
-    parser = argparse.ArgumentParser(prog="segtasks data", description="Make data sets on disk.")
+    """Run `segtasks data ARGV` and return the exit code.
+
+    Returns:
+        0 done, 1 where a check found problems, 2 for a request that cannot be.
+    """
+    parser = argparse.ArgumentParser(
+        prog="segtasks data", description="Make data sets on disk, and check them."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_rooms(commands)
-    arguments = parser.parse_args(argv)
+    _add_check(commands)
+    arguments, overrides = parser.parse_known_args(argv)
+    if overrides and arguments.command != "check":
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    arguments.overrides = overrides
     try:
         return int(arguments.run(arguments))
     except ValueError as error:
+        if not is_mistake(error, ("jtlightning", "segtasks")):
+            raise
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         return 2
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="read a data set and report what is wrong with it",
+        description=(
+            "Read every file of a configuration's data set: missing, damaged and duplicated"
+            " samples, sizes that differ, labels that are no class, 16-bit depth without"
+            " depth_max, samples in both splits; with the pixels and images of every class."
+            " Further options are those of fit, such as --data.root DIR. Exit code 0: nothing is"
+            " wrong, 1: problems, 2: nothing can be read."
+        ),
+        allow_abbrev=False,
+    )
+    check.add_argument(
+        "-c", "--config", action="append", default=[], help="a configuration; may be repeated"
+    )
+    check.add_argument(
+        "--split", choices=("train", "test", "all"), default="all", help="(default: all)"
+    )
+    check.set_defaults(run=_check)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    splits: tuple[SplitName, ...] = ("train", "test")
+    if arguments.split != "all":
+        splits = (arguments.split,)
+    return check(arguments.config, splits, arguments.overrides)
 
 
 def _add_rooms(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

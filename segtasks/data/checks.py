@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from segtasks.data.rgbd import RGBDDataset
 from segtasks.data.samples import DataError
+
+T = TypeVar("T")
 
 _SHOWN = 5
 _MOST_THREADS = 16
@@ -56,6 +59,13 @@ def _problems(dataset: RGBDDataset) -> Iterator[str | None]:
             return str(error)
         return None
 
-    # Threads, as files may lie on a slow disk, and decoding leaves the interpreter free.
+    yield from in_threads(problem, len(dataset))
+
+
+def in_threads(function: Callable[[int], T], count: int) -> Iterator[T]:
+    """`function` of 0 to `count - 1`, in order.
+
+    Threads, as files may lie on a slow disk, and decoding leaves the interpreter free.
+    """
     with ThreadPoolExecutor(min(2 * (os.cpu_count() or 1), _MOST_THREADS)) as pool:
-        yield from pool.map(problem, range(len(dataset)))
+        yield from pool.map(function, range(count))

@@ -1,4 +1,4 @@
-"""Class names of the public RGB-D data sets."""
+"""Class names of the public RGB-D and RGB-thermal data sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from segtasks.data.samples import DataError
 
-ClassNames = Literal["nyu40", "nyu13", "sun37"]
+ClassNames = Literal["nyu40", "nyu13", "sun37", "mfnet9"]
 """Data sets whose class names are known here."""
 
 NYU40 = (
@@ -32,6 +32,10 @@ _SUN_SPELLING = {
 }
 SUN37 = tuple(_SUN_SPELLING.get(name, name) for name in NYU40[:37])
 
+MFNET9 = (
+    "unlabelled", "car", "person", "bike", "curve", "car stop", "guardrail", "color cone", "bump",
+)  # fmt: skip
+
 
 def resolve_class_names(
     names: ClassNames | Sequence[str] | None, num_classes: int
@@ -43,7 +47,7 @@ def resolve_class_names(
     """
     if names is None:
         return tuple(f"class {index}" for index in range(num_classes))
-    known = {"nyu40": NYU40, "nyu13": NYU13, "sun37": SUN37}
+    known = {"nyu40": NYU40, "nyu13": NYU13, "sun37": SUN37, "mfnet9": MFNET9}
     if isinstance(names, str) and names not in known:
         raise DataError(
             f"class_names must be a list or one of {', '.join(get_args(ClassNames))}, got {names!r}"

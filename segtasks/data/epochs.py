@@ -16,10 +16,11 @@ from segtasks.data.transforms.segmentation import SampleTransform
 class OfficialEpoch:
     """A data set lengthened to batch * (images // batch + 1); it is its own transform.
 
-    Every image appears once, and the rest of the last batch is drawn at random in each epoch. The
-    draws come from the sample's generator, the only thing that knows the epoch, so the data set
-    returns None for them and the transform reads them. Unlike in the official code two of the
-    drawn images may be the same one.
+    Every image appears once, and the rest of the last batch is filled with images that are drawn
+    at random in each epoch, no two of them the same while there are enough. The draws come from
+    the sample's generator, the only thing that knows the epoch, so the data set returns the images
+    to draw from, and the transform reads one of them. So that no image is drawn twice, each place
+    draws from a part of its own; in the official code all draw from one shuffled list.
 
     Attributes:
         dataset: the images.
@@ -34,12 +35,18 @@ class OfficialEpoch:
     def __len__(self) -> int:
         return self.batch_size * (len(self.dataset) // self.batch_size + 1)
 
-    def __getitem__(self, index: int) -> SegmentationSample | None:
-        return self.dataset[index] if index < len(self.dataset) else None
+    def __getitem__(self, index: int) -> SegmentationSample | range:
+        images = len(self.dataset)
+        if index < images:
+            return self.dataset[index]
+        # Where the rest is more than all images, they come again before any is drawn.
+        place, rest = index - images, len(self) - images
+        places = images if place < rest - rest % images else rest % images
+        return range(place % images, images, places)
 
-    def __call__(self, sample: SegmentationSample | None, generator: np.random.Generator) -> Any:
-        if sample is None:
-            sample = self.dataset[int(generator.integers(len(self.dataset)))]
+    def __call__(self, sample: SegmentationSample | range, generator: np.random.Generator) -> Any:
+        if isinstance(sample, range):
+            sample = self.dataset[sample[int(generator.integers(len(sample)))]]
         return self.transform(sample, generator)
 
     def describe(self, index: int) -> str:

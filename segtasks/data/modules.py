@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +26,14 @@ from segtasks.data.rgbd import RGBDDataset, check_num_classes
 from segtasks.data.rooms import CLASS_NAMES, write_rooms
 from segtasks.data.rooms.folder import FORMAT
 from segtasks.data.samples import IGNORE_INDEX, DataError, collate
+from segtasks.data.survey import SplitSurvey, survey_split
 from segtasks.data.transforms.segmentation import (
     OFFICIAL_SCALES,
     training_transform,
     validation_transform,
 )
+
+SplitName = Literal["train", "test"]
 
 
 class RGBDDataModule(DataModule):
@@ -46,8 +50,8 @@ class RGBDDataModule(DataModule):
     Args:
         root: Folder of the data set.
         num_classes: Number of classes, 1 to 254; a label beyond them is an error.
-        class_names: Names for tables and pictures: a list, or `nyu40`, `nyu13` or `sun37`;
-            default: class 0, class 1, ...
+        class_names: Names for tables and pictures: a list, or `nyu40`, `nyu13`, `sun37`
+            or `mfnet9`; default: class 0, class 1, ...
         crop_size: Height and width of a training crop in pixels (480 480 for SUNRGBD).
         batch_size: Samples per training step; incomplete batches are left out.
         val_batch_size: Samples per batch of validation, test and prediction; above 1 only where
@@ -55,8 +59,10 @@ class RGBDDataModule(DataModule):
         num_workers: Processes that load data; 0 loads in the main process.
         scales: Factors by which training images are resized at random; `[1.0]` switches it off.
         mirror_probability: Probability of swapping left and right in training, 0 to 1.
-        rgb_folder: Folder with the images, .jpg or .png.
-        depth_folder: Folder with the depth, 8-bit grey, or 16-bit with `depth_max`.
+        rgb_folder: Folder with the images, .jpg or .png. Here and below also a pattern such as
+            `RGB/*_rgb`, where the image of the sample 0 is `RGB/0_rgb.png`.
+        depth_folder: Folder with the depth or another second modality, 8-bit grey, or 16-bit with
+            `depth_max`.
         label_folder: Folder with the labels, 8-bit grey PNG (`labels` for SUNRGBD).
         label_shift: True where 0 is unlabelled and classes count from 1; False where they count
             from 0 and 255 is unlabelled.
@@ -149,15 +155,43 @@ class RGBDDataModule(DataModule):
                 images of several sizes would have to share a validation batch.
         """
         if stage == "fit":
-            training = self._dataset(self.train_split)
-            if self.epoch_length == "plain" and len(training) < self.batch_size:
-                raise DataError(
-                    f"{self.root / self.train_split} lists {len(training)} samples, fewer than "
-                    f"one batch of {self.batch_size}; set batch_size to {len(training)} or less"
-                )
-        self._check_validation_sizes(self._dataset(self.test_split))
+            self.check_batches("train")
+        self.check_batches("test")
         if stage == "fit" and self.check_files:
             self._check_files()
+
+    def check_batches(self, split: SplitName) -> None:
+        """Find the files of a split and see whether its samples can form batches.
+
+        Raises:
+            DataError: a file is missing, there are fewer training samples than a batch needs, or
+                images of several sizes would have to share a validation batch.
+        """
+        if split == "test":
+            self._check_validation_sizes(self._dataset(self.test_split))
+            return
+        samples = len(self._dataset(self.train_split))
+        if self.epoch_length == "plain" and samples < self.batch_size:
+            raise DataError(
+                f"{self.root / self.train_split} lists {samples} samples, fewer than one batch of "
+                f"{self.batch_size}; set batch_size to {samples} or less"
+            )
+
+    def survey(
+        self, split: SplitName, progress: Callable[[int, int], None] | None = None
+    ) -> SplitSurvey:
+        """Look at every file of a split and count its labels, whatever is wrong with some.
+
+        Args:
+            split: Which.
+            progress: Called with the number of samples looked at, and of all.
+
+        Raises:
+            DataError: the split file, or a folder that it needs, is missing.
+        """
+        file = self.train_split if split == "train" else self.test_split
+        dataset = self._open_split(file, skip_missing=True)
+        return survey_split(dataset, self.root / file, progress)
 
     def train_dataloader(self) -> Loader:
         """Shuffled, transformed training batches."""

@@ -17,7 +17,13 @@ from segtasks.data.images import (
     verify_picture,
 )
 from segtasks.data.samples import IGNORE_INDEX, DataError, SegmentationSample
-from segtasks.data.splits import check_root, find_pictures, read_stems
+from segtasks.data.splits import (
+    NamePattern,
+    check_root,
+    find_pictures,
+    read_stems,
+    refuse_missing,
+)
 
 
 class RGBDDataset:
@@ -28,12 +34,16 @@ class RGBDDataset:
 
     Attributes:
         stems: names of the samples, in the order of the split.
+        listed: the same with those that `skip_missing` leaves out.
+        missing: those left out, each with the files that it lacks, such as `Depth/3`.
 
     Args:
         root: folder of the data set.
         split_file: text file with a line `RGB/0.jpg` per sample, relative to `root` or absolute.
         num_classes: number of classes, 1 to 254.
-        rgb_folder: folder in `root` with the images.
+        rgb_folder: folder in `root` with the images. Here and below also a pattern such as
+            `RGB/*_rgb`, where the image of the sample `0` is `RGB/0_rgb.png`; the lines of the
+            split then hold `0_rgb` or `0`.
         depth_folder: folder in `root` with the depth: 8-bit grey, or 16-bit with `depth_max`.
         label_folder: folder in `root` with the labels (`labels` in SUNRGBD), 8-bit grey.
         label_shift: True where 0 is unlabelled and classes count from 1; False where classes count
@@ -42,6 +52,7 @@ class RGBDDataset:
             taken as it is.
         channel_order: `bgr`, which official weights expect, or `rgb`, which the official
             DFormerv2 weights for SUNRGBD expect.
+        skip_missing: leave out samples that lack a file.
 
     Raises:
         DataError: a file or folder is missing, the split is empty, or an argument is impossible.
@@ -59,6 +70,7 @@ class RGBDDataset:
         label_shift: bool = True,
         depth_max: float | None = None,
         channel_order: ChannelOrder = "bgr",
+        skip_missing: bool = False,
     ) -> None:
         check_num_classes(num_classes)
         if channel_order not in get_args(ChannelOrder):
@@ -69,10 +81,26 @@ class RGBDDataset:
         self.channel_order = channel_order
         self._grey_of_raw = None if depth_max is None else _grey_table(depth_max)
         check_root(self.root)
-        self.stems = read_stems(self.root / split_file)
-        self._images = find_pictures(self.root, rgb_folder, self.stems, (".jpg", ".jpeg", ".png"))
-        self._depths = find_pictures(self.root, depth_folder, self.stems, (".png", ".jpg", ".jpeg"))
-        self._labels = find_pictures(self.root, label_folder, self.stems, (".png",))
+        image_place = NamePattern.of(rgb_folder)
+        self.listed = [image_place.sample(name) for name in read_stems(self.root / split_file)]
+        columns = [
+            self._find(pattern, endings, skip_missing)
+            for pattern, endings in (
+                (image_place, (".jpg", ".jpeg", ".png")),
+                (NamePattern.of(depth_folder), (".png", ".jpg", ".jpeg")),
+                (NamePattern.of(label_folder), (".png",)),
+            )
+        ]
+        rows = list(zip(self.listed, zip(*columns, strict=True), strict=True))
+        self.missing = {
+            stem: [path for path, there in files if not there]
+            for stem, files in rows
+            if not all(there for _, there in files)
+        }
+        self.stems = [stem for stem, _ in rows if stem not in self.missing]
+        self._files = [
+            tuple(path for path, _ in files) for stem, files in rows if stem not in self.missing
+        ]
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -83,10 +111,10 @@ class RGBDDataset:
         Raises:
             DataError: a file is damaged, the three differ in size, or a label is no class.
         """
-        image = read_colour(self.root / self._images[index], self.channel_order)
+        image = read_colour(self.files(index)[0], self.channel_order)
         depth = self.read_depth(index)
         label = self.read_label(index)
-        self._compare_sizes(index, image.shape[:2], depth.shape, label.shape)
+        self.compare_sizes(index, image.shape[:2], depth.shape, label.shape)
         # Both model families read channel 0 only; official weights saw three equal channels.
         return SegmentationSample(image, np.dstack([depth] * 3), label, self.stems[index])
 
@@ -96,35 +124,52 @@ class RGBDDataset:
         Raises:
             DataError: as reading it would.
         """
-        image = verify_picture(self.root / self._images[index])
-        depth = verify_picture(self.root / self._depths[index])
+        image, depth = (verify_picture(path) for path in self.files(index)[:2])
         if depth.bits > 8 and self._grey_of_raw is None:
             self.read_depth(index)  # the message needs the values
         label = self.read_label(index)
-        self._compare_sizes(index, image.size, depth.size, label.shape)
+        self.compare_sizes(index, image.size, depth.size, label.shape)
 
     def describe(self, index: int) -> str:
         """Name the files of a sample, for error messages."""
-        names = (self._images[index], self._depths[index], self._labels[index])
-        return f"{self.root}: {', '.join(names)}"
+        return f"{self.root}: {', '.join(self._files[index])}"
+
+    def files(self, index: int) -> tuple[Path, Path, Path]:
+        """Image, depth and label of a sample."""
+        image, depth, label = (self.root / name for name in self._files[index])
+        return image, depth, label
 
     def read_depth(self, index: int) -> npt.NDArray[np.uint8]:
         """Read the depth of a sample as (H, W) uint8."""
-        path = self.root / self._depths[index]
-        depth: npt.NDArray[Any] = read_grey(path)
-        if depth.dtype == np.uint8:
-            return depth
-        if self._grey_of_raw is None:
-            raise DataError(
-                f"{path}: 16-bit depth (largest value {depth.max()}) needs depth_max, the raw "
-                "value that becomes 255; set it to the largest value of the whole data set"
-            )
-        return self._grey_of_raw[depth]
+        path = self.files(index)[1]
+        return self.scale_depth(read_grey(path), path)
 
     def read_label(self, index: int) -> npt.NDArray[np.uint8]:
         """Read the label of a sample as (H, W) uint8: classes from 0, 255 to ignore."""
-        path = self.root / self._labels[index]
-        raw = read_classes(path)
+        path = self.files(index)[2]
+        return self.shift_label(read_classes(path), path)
+
+    def scale_depth(self, raw: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
+        """Turn the depth of a file, (H, W) uint8 or uint16, into grey values.
+
+        Raises:
+            DataError: it is 16-bit and `depth_max` is not given.
+        """
+        if raw.dtype == np.uint8:
+            return raw
+        if self._grey_of_raw is None:
+            raise DataError(
+                f"{path}: 16-bit depth (largest value {raw.max()}) needs depth_max, the raw "
+                "value that becomes 255; set it to the largest value of the whole data set"
+            )
+        return self._grey_of_raw[raw]
+
+    def shift_label(self, raw: npt.NDArray[np.uint8], path: Path) -> npt.NDArray[np.uint8]:
+        """Turn the label of a file, (H, W), into classes from 0 and 255 to ignore.
+
+        Raises:
+            DataError: a value is no class.
+        """
         # In uint8, 0 - 1 is 255: unlabelled pixels become ignored ones.
         label = raw - np.uint8(1) if self.label_shift else raw
         # 255 wraps to 0 here, so one maximum finds every class that is too large.
@@ -135,17 +180,30 @@ class RGBDDataset:
 
     def label_size(self, index: int) -> tuple[int, int]:
         """Height and width of a sample, from the header of its label alone."""
-        return read_png_size(self.root / self._labels[index])
+        return read_png_size(self.files(index)[2])
 
-    def _compare_sizes(self, index: int, *sizes: tuple[int, ...]) -> None:
+    def compare_sizes(self, index: int, *sizes: tuple[int, ...]) -> None:
+        """Raise DataError unless image, depth and label of a sample have one (height, width)."""
         if len(set(sizes)) == 1:
             return
-        names = (self._images[index], self._depths[index], self._labels[index])
-        found = ", ".join(f"{n} is {s[0]}x{s[1]}" for n, s in zip(names, sizes, strict=True))
+        files = zip(self._files[index], sizes, strict=True)
+        found = ", ".join(f"{name} is {size[0]}x{size[1]}" for name, size in files)
         raise DataError(
             f"{self.root}: the files of sample {self.stems[index]!r} differ in size "
             f"(height x width): {found}; resize them to one size or take the sample out"
         )
+
+    def _find(
+        self, pattern: NamePattern, endings: tuple[str, ...], skip_missing: bool
+    ) -> list[tuple[str, bool]]:
+        """The file of each sample, and whether it is there."""
+        names = [pattern.name(stem) for stem in self.listed]
+        found = find_pictures(self.root, pattern.folder, names, endings)
+        pairs = list(zip(names, found, strict=True))
+        if not skip_missing:
+            absent = [name for name, path in pairs if path is None]
+            refuse_missing(self.root, pattern.folder, absent, endings, len(names))
+        return [(path or f"{pattern.folder}/{name}", path is not None) for name, path in pairs]
 
     def _wrong_label(self, path: Path, raw: int) -> str:
         if not self.label_shift:

@@ -5,12 +5,55 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from segtasks.data.samples import DataError
 
 _STEM_END = re.compile(r"\.(jpg|jpeg|png)", re.IGNORECASE)
 _SHOWN = 5
+
+
+@dataclass(frozen=True)
+class NamePattern:
+    """Where the files of one kind lie, and how the names of samples appear in theirs.
+
+    Attributes:
+        folder: folder in the data set's.
+        prefix: what stands before a sample's name, which may contain further folders.
+        suffix: what stands behind it, before the ending.
+    """
+
+    folder: str
+    prefix: str = ""
+    suffix: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> NamePattern:
+        """Read `Depth`, or `Depth/*_depth`, where `*` is the sample's name.
+
+        Raises:
+            DataError: there are several `*`, or one outside the file's name.
+        """
+        if "*" not in text:
+            return cls(text)
+        folder, _, name = text.rpartition("/")
+        if "*" in folder or name.count("*") != 1:
+            raise DataError(f"{text!r}: write a folder, or one * in the file's name: Depth/*_depth")
+        prefix, suffix = name.split("*")
+        return cls(folder or ".", prefix, suffix)
+
+    def name(self, sample: str) -> str:
+        """The file's name in the folder, without its ending."""
+        parent, slash, last = sample.rpartition("/")
+        return f"{parent}{slash}{self.prefix}{last}{self.suffix}"
+
+    def sample(self, name: str) -> str:
+        """The sample's name, of a file's name or of its own."""
+        parent, slash, last = name.rpartition("/")
+        if last.startswith(self.prefix) and last.endswith(self.suffix):
+            last = last.removeprefix(self.prefix).removesuffix(self.suffix)
+        return f"{parent}{slash}{last}"
 
 
 def read_stems(split_file: Path) -> list[str]:
@@ -42,42 +85,56 @@ def read_stems(split_file: Path) -> list[str]:
     return stems
 
 
-def find_pictures(root: Path, folder: str, stems: list[str], endings: tuple[str, ...]) -> list[str]:
+def find_pictures(
+    root: Path, folder: str, names: list[str], endings: tuple[str, ...]
+) -> list[str | None]:
     """Find the file of every sample in a folder, with the ending that it has there.
 
     Args:
         root: folder of the data set.
         folder: folder in `root` to search.
-        stems: names without ending; a name may contain further folders.
+        names: file names without ending; a name may contain further folders.
         endings: endings to look for, such as `.png`; where a sample has several, the first counts.
 
     Returns:
-        One path per name, relative to `root`.
+        One path per name, relative to `root`; None where there is no file.
 
     Raises:
-        DataError: the folder or some of the files are missing; all of them are counted.
+        DataError: the folder is missing.
     """
     if not (root / folder).is_dir():
         raise DataError(_missing_folder(root, folder))
     listings: dict[str, dict[str, str]] = {}
-    found, missing = [], []
-    for stem in stems:
-        parent, _, name = stem.rpartition("/")
+    found: list[str | None] = []
+    for path in names:
+        parent, _, name = path.rpartition("/")
         place = f"{folder}/{parent}" if parent else folder
         if place not in listings:
             listings[place] = _list_pictures(root / place, endings)
         file_name = listings[place].get(name)
-        if file_name is None:
-            missing.append(f"{place}/{name}")
-        else:
-            found.append(f"{place}/{file_name}")
+        found.append(None if file_name is None else f"{place}/{file_name}")
+    return found
+
+
+def refuse_missing(
+    root: Path, folder: str, missing: list[str], endings: tuple[str, ...], samples: int
+) -> None:
+    """Raise DataError if anything is missing; all of it is counted, and the first few named.
+
+    Args:
+        root: folder of the data set.
+        folder: folder in `root` that was searched.
+        missing: names without a file there.
+        endings: endings that were looked for.
+        samples: number of names that were looked for.
+    """
     if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        places = [f"{folder}/{name}" for name in missing[:_SHOWN]]
+        shown = ", ".join(places) + (", ..." if len(missing) > _SHOWN else "")
         raise DataError(
-            f"{root}: {len(missing)} of {len(stems)} samples have no file in {folder!r} "
+            f"{root}: {len(missing)} of {samples} samples have no file in {folder!r} "
             f"({' or '.join(endings)}): {shown}; add the files or take the lines out of the split"
         )
-    return found
 
 
 def check_root(root: Path) -> None:

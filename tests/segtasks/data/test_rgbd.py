@@ -287,6 +287,49 @@ def test_impossible_arguments_are_refused(root, change, text):
         open_data(root, **change)
 
 
+@pytest.mark.parametrize("lines", ["{}_rgb.png", "{}"])
+def test_names_may_stand_between_a_prefix_and_a_suffix(root, lines):
+    for name in ("a", "day/b"):
+        write(root / f"images/{name}_rgb.png", np.zeros((4, 4, 3), np.uint8))
+        parent, last = root.joinpath(name).parent.relative_to(root), name.rpartition("/")[2]
+        write(root / "depth" / parent / f"d_{last}.png", np.full((4, 4), 9, np.uint8))
+        write(root / f"masks/{name}_mask.png", np.ones((4, 4), np.uint8))
+    (root / "train.txt").write_text("".join(f"images/{lines.format(n)}\n" for n in ("a", "day/b")))
+    folders = {"rgb_folder": "images/*_rgb", "depth_folder": "depth/d_*"}
+    dataset = open_data(root, **folders, label_folder="masks/*_mask")
+    assert dataset.stems == ["a", "day/b"]
+    assert dataset.describe(1).endswith(
+        "images/day/b_rgb.png, depth/day/d_b.png, masks/day/b_mask.png"
+    )
+    assert dataset[1].depth.max() == 9
+    (root / "depth/day/d_b.png").unlink()
+    with pytest.raises(DataError, match=r"no file in 'depth' .*: depth/day/d_b;"):
+        open_data(root, **folders, label_folder="masks/*_mask")
+
+
+def test_files_may_lie_beside_the_split(root):
+    for name, value in (("1_rgb", 0), ("1_depth", 5), ("1_label", 1)):
+        write(root / f"{name}.png", np.full((4, 4), value, np.uint8))
+    (root / "train.txt").write_text("1_rgb.png\n")
+    dataset = open_data(root, rgb_folder="*_rgb", depth_folder="*_depth", label_folder="*_label")
+    assert dataset[0].name == "1"
+    assert dataset[0].depth.max() == 5
+
+
+@pytest.mark.parametrize("folder", ["*/Depth", "a*/b", "Depth/*_*"])
+def test_impossible_patterns_are_refused(root, folder):
+    with pytest.raises(DataError, match=r"one \* in the file's name"):
+        open_data(root, depth_folder=folder)
+
+
+def test_samples_without_all_files_are_left_out_where_that_is_asked_for(root):
+    (root / "Depth/a.png").unlink()
+    dataset = open_data(root, skip_missing=True)
+    assert (dataset.stems, dataset.listed) == (["b.1"], ["a", "b.1"])
+    assert dataset.missing == {"a": ["Depth/a"]}
+    assert dataset[0].name == "b.1"
+
+
 def test_describe_names_the_files_of_a_sample(root):
     assert open_data(root).describe(1) == f"{root}: RGB/b.1.jpg, Depth/b.1.png, Label/b.1.png"
 
