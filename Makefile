@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 SHELL := /bin/bash
+# A name, as a comma would part the arguments of a call.
+WITH_TOOLS := '.[dev,mlflow]'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install install-dev test test-slow test-torture lint clean
@@ -38,7 +40,7 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV), with the tools for tests ..."
-	$(call timed,install,$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,mlflow]')
+	$(call timed,install,$(BIN)/python -m pip install --quiet --disable-pip-version-check -e $(WITH_TOOLS))
 	@touch $@ $(VENV)/installed
 
 install: $(VENV)/installed
