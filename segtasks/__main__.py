@@ -30,6 +30,7 @@ TRAINER_COMMANDS = {
 COMMANDS = {
     "doctor": ("segtasks.commands.doctor", "say whether training can run here, and what to mend"),
     "audit": ("segtasks.commands.audit", "compare a model with recorded reference outputs"),
+    "convert": ("segtasks.commands.convert", "turn weights or configurations into other formats"),
     "data": ("segtasks.commands.data", "render the built-in scenes (data rooms)"),
 }
 
