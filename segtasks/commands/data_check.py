@@ -94,7 +94,10 @@ def build_data(configs: Sequence[str], overrides: Sequence[str]) -> object:
 def _config_folders() -> list[Path]:
     """Where the shipped configurations are: in the wheel, or in a checkout beside the package."""
     package = Path(__file__).resolve().parents[1]
-    return [p for p in (package / "configs", package.parent / "configs") if p.is_dir()]
+    folders = [package / "configs"]
+    if (package.parent / "pyproject.toml").is_file():
+        folders.append(package.parent / "configs")
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _walk(module: RGBDDataModule, splits: Sequence[SplitName]) -> list[SplitSurvey]:

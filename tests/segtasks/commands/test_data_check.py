@@ -173,3 +173,18 @@ def test_rooms_are_rendered_and_walked(
     options = ("--data.train=2", "--data.val=1", "--data.size=[64, 64]", "--data.batch_size=2")
     assert main(["check", "--config", "debug/dformer_tiny.yaml", *options]) == 0
     assert "nothing is wrong with 3 samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("depth_max", "code"), [("null", 1), ("65535", 0)])
+def test_real_16bit_depth_needs_depth_max(
+    test_data: Path,
+    capsys: pytest.CaptureFixture[str],
+    depth_max: str,
+    code: int,
+) -> None:
+    root = str(test_data / "pothole_rgbd")
+    options = ("--data.root", root, "--data.depth_max", depth_max)
+    assert main(["check", "--config", "pothole.yaml", *options]) == code
+    printed = capsys.readouterr().out
+    assert "16-bit (34), largest 65" in printed
+    assert ("16-bit depth: 45\n" in printed) == bool(code)
