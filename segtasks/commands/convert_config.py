@@ -92,7 +92,7 @@ def from_official(values: Mapping[str, Any], lines: Mapping[str, str]) -> Conver
     _set_frame(report)
     iterations = _set_data(keys, report)
     variant = set_variant(keys, report, "backbone")
-    _set_sunrgbd(values.get("dataset_name"), variant, report)
+    _set_validation(values.get("dataset_name"), variant, report)
     set_decoder(keys, report, "decoder", "decoder_embed_dim")
     _set_weights(keys, report)
     set_optimizer(keys, report, "optimizer", {"lr": "lr", "weight_decay": "weight_decay"})
@@ -259,11 +259,14 @@ def _set_epoch(keys: Keys, report: Conversion) -> int | None:
     return iterations if iterations is not None else expected
 
 
-def _set_sunrgbd(name: Any, variant: str, report: Conversion) -> None:
-    """The official programs treat this one pair of data set and family in a way of its own."""
+def _set_validation(name: Any, variant: str, report: Conversion) -> None:
+    """What the official programs do by the name of the data set, and no key says."""
+    if name == "NYUDepthv2" and "batch_size" in report.values["data"]["init_args"]:
+        report.set(f"{_DATA}.val_batch_size", report.values["data"]["init_args"]["batch_size"])
     if name == "SUNRGBD" and variant.startswith("dformerv2"):
         report.set(f"{_DATA}.channel_order", "rgb")
         report.set(f"{_DATA}.pad_validation", [531, 730])
+        report.set(f"{_DATA}.val_batch_size", 8)
         report.remarks.append("DFormerv2 on SUNRGBD: images are read as RGB and padded to 531x730")
 
 

@@ -1,8 +1,9 @@
-"""Names of other DFormer files: the earlier Jittor port's, and what official files have too much.
+"""Names in other files of DFormer: the earlier Jittor port's, and those of pre-trained backbones.
 
 The port kept the official structure, but named layer scales, the head's norms and its classifier
 otherwise, and left biases in front of the head's batch norms. Official v1 segmentors hold four
-layer norms of an earlier version that no network uses any more.
+layer norms of an earlier version that no network uses any more. A backbone that was pre-trained
+alone may lack the leading `backbone.`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: What a name looks like -> what it becomes, as `re.sub` takes them; the first that fits counts.
+#: What a name looks like -> what it becomes, as `re.sub` takes them, one after the other.
 RENAMES: tuple[tuple[str, str], ...] = (
+    (r"^(?=(downsample_layers(_e)?|stages|patch_embed|layers|extra_norms)\.)", "backbone."),
     (r"\.gamma([12])$", r".gamma_\1"),
     (r"^decode_head\.(.+\.)?norm\.", r"decode_head.\1bn."),
     (r"^decode_head\.cls_seg\.", "decode_head.conv_seg."),
 )
 #: Names that nothing reads: a layer norm per stage, in official v1 files.
-DROPPED = r"^backbone\.norm[0-3]\."
+DROPPED = r"^(backbone\.)?norm[0-3]\."
 
 _CONV_BIAS = re.compile(r"^(decode_head\..+\.)conv\.bias$")
 
@@ -30,9 +32,7 @@ def official_name(name: str) -> str | None:
     if re.match(DROPPED, name):
         return None
     for pattern, replacement in RENAMES:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
+        name = re.sub(pattern, replacement, name)
     return name
 
 

@@ -140,6 +140,7 @@ def test_official_configuration_says_the_same_here(tmp_path, monkeypatch):
             "crop_size": [480, 640],
             "batch_size": 8,
             "epoch_length": "official",
+            "val_batch_size": 8,
             "num_classes": 40,
             "num_workers": 16,
             "scales": [0.5, 0.75, 1, 1.25, 1.5, 1.75],

@@ -102,6 +102,25 @@ def test_norms_outside_of_the_head_keep_their_names():
     assert official_name("decode_head.norm.weight") == "decode_head.bn.weight"
 
 
+@pytest.mark.parametrize(
+    ("bare", "name"),
+    [
+        ("downsample_layers.0.0.weight", "backbone.downsample_layers.0.0.weight"),
+        ("downsample_layers_e.1.0.bias", "backbone.downsample_layers_e.1.0.bias"),
+        ("stages.0.0.attn.norm.weight", "backbone.stages.0.0.attn.norm.weight"),
+        ("patch_embed.proj.0.weight", "backbone.patch_embed.proj.0.weight"),
+        ("layers.3.blocks.0.gamma2", "backbone.layers.3.blocks.0.gamma_2"),
+        ("extra_norms.2.weight", "backbone.extra_norms.2.weight"),
+        ("norm2.weight", None),
+        # Of a classifier for pre-training: it is for the caller to drop.
+        ("head.weight", "head.weight"),
+        ("norm.weight", "norm.weight"),
+    ],
+)
+def test_backbone_of_its_own_finds_its_place(bare, name):
+    assert official_name(bare) == name
+
+
 def partial() -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray], LoadPlan]:
     targets = {"a.gamma_1": (3,), "b": (2,), "decode_head.conv_seg.weight": (5, 4), "c": ()}
     weights = {
