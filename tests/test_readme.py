@@ -18,6 +18,7 @@ from jtlightning.callbacks.base import Callback
 from jtlightning.checkpoint.container import Checkpoint, write_checkpoint
 from segtasks.__main__ import COMMANDS, TRAINER_COMMANDS, main
 from segtasks.commands import audit, data
+from segtasks.commands.data_check import build_data
 from segtasks.data.rooms import CLASS_NAMES, RoomsFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,9 +113,15 @@ def dry(argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> int:
 
     monkeypatch.setattr(data, "write_rooms", rooms)
     monkeypatch.setattr(audit, "audit", lambda *_: 0)
+    monkeypatch.setattr(data, "check", lambda configs, _, options: _build(configs, options))
     if argv[0] in TRAINER_COMMANDS and "--help" not in argv:
         argv = (*argv, "--print_config")
     return main(argv)
+
+
+def _build(configs: list[str], options: list[str]) -> int:
+    build_data(configs, options)
+    return 0
 
 
 @pytest.mark.parametrize("argv", segtasks_commands(), ids=" ".join)

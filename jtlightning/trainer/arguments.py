@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jtlightning.callbacks.base import Callback
@@ -13,7 +14,7 @@ from jtlightning.loggers.base import Logger
 from jtlightning.loggers.csv import CSVLogger
 from jtlightning.trainer.loaders import count_batches
 
-_AT_LEAST_ONE = ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps")
+_AT_LEAST_ONE = ("accumulate_grad_batches", "log_every_n_steps")
 _AT_LEAST_ZERO = ("min_epochs", "num_sanity_val_steps")
 _LIMITS = (
     "limit_train_batches",
@@ -39,6 +40,7 @@ def check(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {arguments[name]!r}; it must be at least 0")
     for name in _LIMITS:
         count_batches(arguments[name], 1, name)
+    _check_cadence(arguments["check_val_every_n_epoch"])
     if not arguments["val_check_interval"]:
         raise ValueError("val_check_interval is 0; use limit_val_batches: 0 for no validation")
     if (arguments["max_epochs"] or 0) < 0:
@@ -48,6 +50,30 @@ def check(arguments: Mapping[str, Any]) -> None:
     if not 0 <= arguments["seed"] < 2**32:
         raise ValueError(f"seed is {arguments['seed']}; it must be 0 to 4294967295")
     _check_clipping(arguments)
+
+
+def validates(cadence: int | Sequence[tuple[int, int]], epoch: int) -> bool:
+    """Whether `cadence`, as `check_val_every_n_epoch`, validates in an epoch, counted from 1.
+
+    The last pair whose first epoch is reached decides; before the first pair there is none.
+    """
+    pairs = [(1, cadence)] if isinstance(cadence, int) else cadence
+    every = next((every for first, every in reversed(pairs) if first <= epoch), 0)
+    return every > 0 and epoch % every == 0
+
+
+def _check_cadence(cadence: int | Sequence[tuple[int, int]]) -> None:
+    if isinstance(cadence, int):
+        if cadence < 1:
+            raise ValueError(f"check_val_every_n_epoch is {cadence!r}; it must be at least 1")
+        return
+    firsts = [first for first, _ in cadence]
+    ascending = all(a < b for a, b in itertools.pairwise([0, *firsts]))
+    if not firsts or not ascending or min(every for _, every in cadence) < 0:
+        raise ValueError(
+            f"check_val_every_n_epoch is {list(cadence)!r}; give pairs [first epoch, every so many "
+            "epochs] with ascending first epochs from 1 on, where 0 means no validation"
+        )
 
 
 def _check_clipping(arguments: Mapping[str, Any]) -> None:

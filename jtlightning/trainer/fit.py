@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from jtlightning.trainer.arguments import validates
 from jtlightning.trainer.evaluate import evaluate
 from jtlightning.trainer.step import Stepper
 
@@ -149,7 +150,7 @@ class FitLoop:
         trainer = self.trainer
         if self.val is None or trainer.num_val_batches == 0:
             return False
-        if (self.state.epoch + 1) % trainer.check_val_every_n_epoch:
+        if not validates(trainer.check_val_every_n_epoch, self.state.epoch + 1):
             return False
         return self.state.batch_in_epoch % trainer.val_check_batch == 0
 

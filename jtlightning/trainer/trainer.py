@@ -41,7 +41,9 @@ class Trainer(Running):
         fast_dev_run: Run one (or that many) batches of every stage, without logs or checkpoints.
         num_sanity_val_steps: Validation batches tried before training.
         val_check_interval: Validate every so many batches (int) or fractions of an epoch (float).
-        check_val_every_n_epoch: Validate only in every n-th epoch.
+        check_val_every_n_epoch: Validate only in every n-th epoch; or pairs [first epoch, n], where
+            from that epoch on, counted from 1, those divisible by n are meant, and 0 is none:
+            [[1, 1], [2, 10], [251, 1]] is epoch 1, every tenth, and every one from 251 on.
         accumulate_grad_batches: Micro-batches per step; the loss is their mean.
         gradient_clip_val: Largest gradient norm or element; None for no clipping.
         gradient_clip_algorithm: `norm` (global L2 norm) or `value` (element by element).
@@ -78,7 +80,7 @@ class Trainer(Running):
         fast_dev_run: bool | int = False,
         num_sanity_val_steps: int = 2,
         val_check_interval: int | float = 1.0,
-        check_val_every_n_epoch: int = 1,
+        check_val_every_n_epoch: int | list[tuple[int, int]] = 1,
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",

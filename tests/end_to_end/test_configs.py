@@ -15,6 +15,7 @@ import yaml
 from jtlightning import DataModule, Task, Trainer
 from jtlightning.cli.config import Config, ConfigFinder
 from jtlightning.cli.program import Program
+from jtlightning.trainer.arguments import validates
 from segtasks.__main__ import main
 from segtasks.data import RGBDDataModule
 from segtasks.data.classes import NYU40, SUN37
@@ -170,6 +171,10 @@ def test_an_official_configuration_trains_as_long_and_keeps_the_best_five(name: 
     row, decoder = CASES[name]
     trainer = PROGRAM.resolve(loaded(name))["trainer"]
     assert trainer["max_epochs"] == row.epochs
+    start = {"NYUDepthv2": 250, "SUNRGBD": 200}[row.dataset]
+    expected = [e for e in range(1, row.epochs + 1) if e == 1 or e % 10 == 0 or e > start]
+    cadence = trainer["check_val_every_n_epoch"]
+    assert [e for e in range(1, row.epochs + 1) if validates(cadence, e)] == expected
     assert (trainer["gradient_clip_val"], trainer["accumulate_grad_batches"]) == (None, 1)
     (checkpoint,) = (c for c in trainer["callbacks"] if c["class_path"].endswith("ModelCheckpoint"))
     assert checkpoint["init_args"]["monitor"] == "val/miou"

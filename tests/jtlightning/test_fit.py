@@ -129,6 +129,7 @@ def test_a_small_clip_value_bounds_the_update(tmp_path: Path) -> None:
         ({"max_epochs": 1, "val_check_interval": 0.5}, [3, 6]),
         ({"max_epochs": 1, "val_check_interval": 2}, [2, 4, 6]),
         ({"max_epochs": 4, "check_val_every_n_epoch": 2}, [12, 24]),
+        ({"max_epochs": 5, "check_val_every_n_epoch": [(1, 1), (2, 0), (4, 1)]}, [6, 24, 30]),
         ({"max_epochs": 2, "limit_train_batches": 0.5}, [3, 6]),
         ({"max_epochs": 2, "limit_val_batches": 0}, []),
         ({"max_steps": 7}, [6]),
