@@ -31,7 +31,7 @@ COMMANDS = {
     "doctor": ("segtasks.commands.doctor", "say whether training can run here, and what to mend"),
     "audit": ("segtasks.commands.audit", "compare a model with recorded reference outputs"),
     "convert": ("segtasks.commands.convert", "turn weights or configurations into other formats"),
-    "data": ("segtasks.commands.data", "render the built-in scenes (rooms), check a data set (check)"),
+    "data": ("segtasks.commands.data", "render built-in scenes (rooms), check a data set (check)"),
 }
 
 #: Options that take a class, with the packages whose classes a shell may complete.

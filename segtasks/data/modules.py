@@ -75,11 +75,13 @@ class RGBDDataModule(DataModule):
         epoch_length: `plain`: every image at most once per epoch; `official`: one batch more, its
             rest filled with random images.
         check_files: Verify all files of both splits before training; reads every one of them.
+        max_skipped: Training samples that may fail and be replaced by others before that is an
+            error, a number or a fraction; the training files are not checked then. 0: none.
     """
 
     ignore_index = IGNORE_INDEX
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a data set has that many properties
         self,
         root: str,
         num_classes: int,
@@ -102,6 +104,7 @@ class RGBDDataModule(DataModule):
         pad_validation: tuple[int, int] | None = None,
         epoch_length: Literal["plain", "official"] = "plain",
         check_files: bool = True,
+        max_skipped: int | float = 0,
     ) -> None:
         check_num_classes(num_classes)
         if epoch_length not in ("plain", "official"):
@@ -124,6 +127,7 @@ class RGBDDataModule(DataModule):
         self.epoch_length = epoch_length
         self.pad_validation = pad_validation
         self.check_files = check_files
+        self.max_skipped = max_skipped
         self._train_transform = training_transform(self.crop_size, scales, mirror_probability)
         self._val_transform = validation_transform(pad_validation)
         self._open_split = partial(
@@ -256,13 +260,18 @@ class RGBDDataModule(DataModule):
             shuffle=training,
             drop_last=training,
             num_workers=self.num_workers,
+            on_bad_sample="skip" if training and self.max_skipped else "raise",
+            max_skipped=self.max_skipped if training and self.max_skipped else 1,
         )
         self._loaders.append(loader)
         return loader
 
     def _check_files(self) -> None:
         with _progress() as bar:
-            for split in dict.fromkeys((self.train_split, self.test_split)):
+            checked = (
+                (self.test_split,) if self.max_skipped else (self.train_split, self.test_split)
+            )
+            for split in dict.fromkeys(checked):
                 path = str(self.root / split)
                 task = bar.add_task(f"Checking the files of {path}")
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jtlightning.data.loader import SampleError
 from segtasks.data.classes import NYU13, NYU40, SUN37
 from segtasks.data.modules import RGBDDataModule, RoomsDataModule
 from segtasks.data.rooms import CLASS_NAMES
@@ -340,3 +341,29 @@ def test_damaged_files_are_found_before_training_unless_that_is_switched_off(
     make_module(root, check_files=False).setup("fit")
     with pytest.raises(DataError, match=rf"Depth/{name}\.png: the file is empty"):
         make_module(root).setup("fit")
+
+
+def test_bad_training_samples_are_replaced_up_to_a_cap(root, tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / f"Depth/{name}.png").write_bytes(b"")
+    module = make_module(root, max_skipped=2)
+    module.setup("fit")
+    loader = module.train_dataloader()
+    names = [name for batch in loader.batches(0, seed=1) for name in batch.names]
+    assert len(names) == 6
+    assert not {"0", "1"} & set(names)
+    assert loader.skipped
+    capped = make_module(root, max_skipped=1)
+    capped.setup("fit")
+    with pytest.raises(SampleError, match="2 samples were left out, and max_skipped allows 1"):
+        list(capped.train_dataloader().batches(0, seed=1))
+
+
+def test_bad_samples_of_the_test_split_are_never_left_out(root, tmp_path):
+    (tmp_path / "Depth/8.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"Depth/8\.png: the file is empty"):
+        make_module(root, max_skipped=5).setup("fit")
+    module = make_module(root, max_skipped=5, check_files=False)
+    module.setup("fit")
+    with pytest.raises(SampleError, match=r"Depth/8\.png"):
+        list(module.val_dataloader().batches(0))
