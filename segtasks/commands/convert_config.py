@@ -49,7 +49,6 @@ DROPPED: Mapping[str, str] = {
     "checkpoint_step": "the official programs do not read it",
     "eval_iter": "the official programs do not read it",
     "is_test": "the command says it: fit, validate, test or predict",
-    "num_eval_imgs": "the split says it",
 }
 #: What the official statistics are here too; others cannot be set.
 _STATISTICS = {"norm_mean": (0.485, 0.456, 0.406), "norm_std": (0.229, 0.224, 0.225)}
@@ -127,7 +126,7 @@ def _comment(source: Path, conversion: Conversion) -> list[str]:
 def _set_frame(report: Conversion) -> None:
     """What no key says, in the order in which our own files have it."""
     report.set("trainer.max_epochs", None)
-    report.set("trainer.check_val_every_n_epoch", 10)
+    report.set("trainer.check_val_every_n_epoch", [[1, 1], [2, 10]])
     monitor = {"monitor": "val/miou", "mode": "max", "save_top_k": 5}
     report.set(
         "trainer.callbacks",
@@ -241,13 +240,13 @@ def _check_statistics(keys: Keys, report: Conversion) -> None:
 
 
 def _set_epoch(keys: Keys, report: Conversion) -> int | None:
-    images, iterations = keys.take("num_train_imgs", int), keys.take("niters_per_epoch", int)
+    images = _check_count(keys, report, "num_train_imgs", "train_split")
+    _check_count(keys, report, "num_eval_imgs", "test_split")
+    iterations = keys.take("niters_per_epoch", int)
     batch = report_batch = keys.take("batch_size", int, PLAIN["batch_size"][1])
     if batch is not None:
         report.set(PLAIN["batch_size"][1], report_batch)
     plain = bool(images and batch and iterations == images // batch)
-    if images is not None:
-        report.dropped.append(f"num_train_imgs: the split says it; {images} expected")
     if iterations is not None:
         keys.told("niters_per_epoch", iterations, f"{_DATA}.epoch_length")
     expected = images // batch + 1 if images and batch else None
@@ -257,6 +256,22 @@ def _set_epoch(keys: Keys, report: Conversion) -> int | None:
         )
     report.set(f"{_DATA}.epoch_length", "plain" if plain else "official")
     return iterations if iterations is not None else expected
+
+
+def _check_count(keys: Keys, report: Conversion, key: str, split: str) -> int | None:
+    """A number of images, compared with the split where that can be read."""
+    images = keys.take(key, int)
+    if images is None:
+        return None
+    arguments = report.values["data"]["init_args"]
+    file = Path(arguments["root"]) / arguments.get(split, f"{split.removesuffix('_split')}.txt")
+    if file.is_file():
+        listed = sum(bool(line.strip()) for line in file.read_bytes().splitlines())
+        if listed != images:
+            report.remarks.append(f"{key} is {images}, but {file} lists {listed}: the file counts")
+            return listed
+    report.dropped.append(f"{key}: the split says it; {images} expected")
+    return images
 
 
 def _set_validation(name: Any, variant: str, report: Conversion) -> None:
@@ -325,7 +340,7 @@ def _set_evaluation(keys: Keys, report: Conversion) -> None:
             "--task.protocol.window segtasks.inference.Sliding"
         )
     if start is not None:
-        report.remarks.append(
-            f"checkpoint_start_epoch is {start}: here every validation may save a checkpoint, and "
-            "is due every 10 epochs (trainer.check_val_every_n_epoch)"
-        )
+        # Validation comes after epoch 1, every tenth, and each one behind the given epoch.
+        place = "trainer.check_val_every_n_epoch"
+        report.set(place, [[1, 1], [2, 10], [start + 1, 1]] if start > 1 else 1)
+        keys.told("checkpoint_start_epoch", start, place)

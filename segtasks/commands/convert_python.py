@@ -125,10 +125,18 @@ class _Reader:
     def _holder(self, target: ast.expr) -> tuple[Any, Any]:
         """What an attribute or an element is set in, and its name."""
         if isinstance(target, ast.Attribute):
-            return self._expressions.value(target.value), target.attr
+            return self._object(target.value), target.attr
         if isinstance(target, ast.Subscript):
             return self._expressions.value(target.value), self._expressions.value(target.slice)
         return None, None
+
+    def _object(self, node: ast.expr) -> Any:
+        """What has attributes; whatever a name stands for becomes one when it is given some."""
+        value = self._expressions.value(node)
+        library = isinstance(node, ast.Name) and node.id in self._module.aliases
+        if isinstance(node, ast.Name) and isinstance(value, Unknown) and not library:
+            value = self._module.names[node.id] = Section()
+        return value
 
     # ---- imports ------------------------------------------------------------------------------
 

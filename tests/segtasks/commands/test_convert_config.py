@@ -127,6 +127,7 @@ def test_official_configuration_says_the_same_here(tmp_path, monkeypatch):
     values, _ = convert(write(tmp_path))
     assert values["trainer"]["max_epochs"] == 500
     assert values["trainer"]["seed"] == 12345
+    assert values["trainer"]["check_val_every_n_epoch"] == [[1, 1], [2, 10], [251, 1]]
     assert values["data"] == {
         "class_path": "segtasks.data.RGBDDataModule",
         "init_args": {
@@ -177,7 +178,8 @@ def test_official_configuration_says_the_same_here(tmp_path, monkeypatch):
 
 def test_nothing_is_executed_and_no_key_is_lost(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, comments = convert(write(tmp_path, my_key="3"))
+    _, comments = convert(write(tmp_path, my_key="3\nprint(C)"))
+    assert "print(C)" in comments
     assert not (tmp_path / "executed").exists()
     assert "# unknown key: my_key = 3 (DFormer_Large.py, line " in comments
     # Line 11 of the base; popen is not called, so that its value is unknown.
@@ -186,7 +188,6 @@ def test_nothing_is_executed_and_no_key_is_lost(tmp_path, monkeypatch):
     for key in ("fix_bias", "checkpoint_step", "eval_iter", "tb_dir", "val_log_file", "norm_mean"):
         assert f"# not needed: {key}: " in comments
     assert "windows of [480, 640] every [320, 426]" in comments
-    assert "checkpoint_start_epoch is 250" in comments
 
 
 @pytest.mark.parametrize("kind", ["official", "mmseg"])
@@ -252,6 +253,25 @@ def test_value_of_a_key_decides(tmp_path, changes, place, expected):
     for step in place:
         node = node[step]
     assert node == expected
+
+
+def test_validation_after_every_epoch_is_said_shortly(tmp_path):
+    values, _ = convert(write(tmp_path, checkpoint_start_epoch="1"))
+    assert values["trainer"]["check_val_every_n_epoch"] == 1
+
+
+def test_number_of_images_is_compared_with_the_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path, niters_per_epoch="C.num_train_imgs // C.batch_size")
+    folder = tmp_path / "datasets" / "NYUDepthv2"
+    folder.mkdir(parents=True)
+    (folder / "train.txt").write_text("RGB/0.jpg\n" * 80 + "\n")
+    (folder / "test.txt").write_text("RGB/0.jpg\n" * 654)
+    values, comments = convert(source)
+    assert "num_train_imgs is 795, but datasets/NYUDepthv2/train.txt lists 80" in comments
+    assert "num_eval_imgs: the split says it; 654 expected" in comments
+    assert "niters_per_epoch is 99: here an epoch has 11 updates" in comments
+    assert values["data"]["init_args"]["epoch_length"] == "official"
 
 
 def test_second_family_reads_sunrgbd_as_its_weights_saw_it(tmp_path):

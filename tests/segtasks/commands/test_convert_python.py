@@ -60,8 +60,8 @@ def test_simple_expressions_have_their_value(tmp_path, expression, value):
         "'{:{w}}'.format(1, w=1000000000)",
         "'%*d' % (1000000000, 1)",
         "9 ** 9 ** 9",
-        "'a' * 10 ** 9",
-        "[0] * 10 ** 9",
+        "'a' * 10 ** 13",
+        "10 ** 13 * [0]",
         "2 ** 64 * 2 ** 64",
         "1 << 10 ** 9",
         "1 / 0",
@@ -81,6 +81,14 @@ def test_anything_else_is_unknown_with_its_line_and_does_nothing(tmp_path, monke
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    "expression",
+    ["'%1000000000d' % 1", "f'{1:1000000000}'", "'{:1000000000}'.format(1)", "'%*d' % (10**9, 1)"],
+)
+def test_widths_are_refused_before_the_text_is_made(tmp_path, expression):
+    assert "would be too long" in read(tmp_path, f"x = {expression}").names["x"].reason
+
+
 def test_text_that_grows_line_by_line_is_given_up(tmp_path):
     names = read(tmp_path, "x = 'aaaaaaaaaa'\n" + "x = x + x\n" * 60).names
     assert isinstance(names["x"], Unknown)
@@ -96,6 +104,15 @@ def test_later_assignments_win_and_conditions_decide_nothing(tmp_path):
     assert isinstance(module.names["c"], Unknown)
     assert (module.names["d"], module.names["e"]) == (1, 2)
     assert [line.partition(":")[0] for line in module.ignored] == ["a.py, line 4", "a.py, line 6"]
+
+
+@pytest.mark.parametrize("made", ["C = edict()", "C = Own()", "class C: pass", "import own as own"])
+def test_object_is_whatever_gets_attributes(tmp_path, made):
+    module = read(tmp_path, f"{made}\nC.a = 1\nC.b = C.a + 1\nD = C\nD.c = 3\nown.d = 4\n")
+    assert module.names["C"] == {"a": 1, "b": 2, "c": 3}
+    assert module.names["C"].lines["b"] == "a.py, line 3"
+    # A library that is imported is none.
+    assert ("own" in module.names) == ("import" not in made)
 
 
 def test_calls_that_might_change_something_are_listed(tmp_path):

@@ -15,6 +15,7 @@ from jtlightning.checkpoint.foreign import open_foreign
 from jtlightning.checkpoint.torch_export import write_torch
 from jtlightning.checkpoint.weights import read_weights
 from segtasks.commands.convert import main
+from tests.jtlightning.checkpoint.forge import pickled, tensor, write_jittor, write_zip
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "checkpoints"
 BF16 = np.array([0x3F80, 0xC000], np.uint16)
@@ -187,6 +188,44 @@ def test_checkpoint_of_ours_becomes_what_other_programs_read(tmp_path):
     with open_foreign(tmp_path / "a.pth") as foreign:
         assert foreign.values == {("loop", "epoch"): 3}
         assert set(foreign.tensors) == {("model", "model.a"), ("optimizer", "0", "m", "a")}
+
+
+def test_damaged_checkpoint_of_ours_is_not_converted(tmp_path, capsys):
+    tensors = {"model/model.a": np.ones(99, np.float32)}
+    write_checkpoint(tmp_path / "a.ckpt", Checkpoint(tensors))
+    data = bytearray((tmp_path / "a.ckpt").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "a.ckpt").write_bytes(data)
+    code, error = refusal(capsys, tmp_path / "a.ckpt", tmp_path / "a.pth")
+    assert code == 1
+    assert "the checksum of 'model/model.a' is wrong" in error
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_what_is_left_out_of_a_list_leaves_its_place(tmp_path, capsys):
+    tree = {"a": np.ones(1), "list": [1, b"x", 3], "tuple": (Path(), 2), "b": b"y"}
+    write_jittor(tmp_path / "a.pkl", pickle.dumps(tree, 4))
+    assert main([str(tmp_path / "a.pkl"), str(tmp_path / "a.pth")]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"left out: bytes at '{place}'" in shown for place in ("list/1", "b"))
+    assert "left out: pathlib.PosixPath at 'tuple/0'" in shown
+    with open_foreign(tmp_path / "a.pth") as foreign:
+        assert foreign.values == {
+            ("list", "0"): 1,
+            ("list", "1"): None,
+            ("list", "2"): 3,
+            ("tuple", "0"): None,
+            ("tuple", "1"): 2,
+        }
+
+
+def test_strided_view_of_one_axis_is_written_densely(tmp_path):
+    numbers = np.arange(4, dtype=np.float32)
+    body = pickled({"a": tensor(shape=(2,), strides=(2,), offset=1)})
+    write_zip(tmp_path / "a.pth", body, {"0": numbers.tobytes()})
+    assert main([str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors")]) == 0
+    expected = ("F32", [2], numbers[1::2].tobytes())
+    assert raw_tensors(tmp_path / "a.safetensors") == {"a": expected}
 
 
 def test_what_is_foreign_is_named_and_left_out(tmp_path, capsys):
