@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from segtasks.models.dformer.renames import (
     plan_loading,
 )
 
+RECORDED = Path(__file__).parents[2] / "reference" / "dformer"
 #: Official name -> the port's.
 NAMES = {
     "backbone.layers.2.blocks.0.gamma_1": "backbone.layers.2.blocks.0.gamma1",
@@ -100,6 +102,17 @@ def test_norms_outside_of_the_head_keep_their_names():
     assert official_name("backbone.norm4.weight") == "backbone.norm4.weight"
     assert official_name("backbone.norm3.weight") is None
     assert official_name("decode_head.norm.weight") == "decode_head.bn.weight"
+
+
+@pytest.mark.parametrize(
+    "variant", ["DFormer-Tiny", "DFormer-Tiny_MLPDecoder", "DFormer-Small", "DFormerv2-S"]
+)
+def test_official_names_of_whole_networks_stay(variant):
+    with np.load(RECORDED / f"{variant}.npz") as file:
+        manifest = json.loads(file["meta"].tobytes())["manifest"]
+    names = [entry[0] for entry in manifest]
+    assert len(names) > 500
+    assert [official_name(name) for name in names] == names
 
 
 @pytest.mark.parametrize(
