@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from jtlightning.checkpoint import layout
-from jtlightning.checkpoint.atomic import atomic_file
+from jtlightning.checkpoint.atomic import Write, atomic_file
 from jtlightning.checkpoint.container import (
     Checkpoint,
     open_tensors,
@@ -280,10 +280,24 @@ def _to_jittor(source: _Source, target: Path, summary: Summary) -> None:
     count = summary.dtypes["BF16"]
     if count:
         summary.remarks.append(f"{count} tensors of bfloat16 became float32: NumPy has no bfloat16")
-    data = pickle.dumps(_filled(source, summary, bfloat16=False), 4)
+    tree = _filled(source, summary, bfloat16=False)
     with atomic_file(target) as write:
-        write(data)
-        write(hashlib.sha1(data, usedforsecurity=False).digest() + _JITTOR_TAIL)
+        hashing = _Hashing(write)
+        pickle.Pickler(hashing, 4).dump(tree)
+        write(hashing.digest.digest() + _JITTOR_TAIL)
+
+
+class _Hashing:
+    """A file for a pickler, which is so never whole in memory."""
+
+    def __init__(self, write: Write) -> None:
+        self.digest = hashlib.sha1(usedforsecurity=False)
+        self._write = write
+
+    def write(self, data: bytes, /) -> int:
+        self.digest.update(data)
+        self._write(data)
+        return len(data)
 
 
 def _to_checkpoint(source: Path, target: Path, which: Which, entry: str | None) -> Summary:
@@ -332,8 +346,7 @@ def _filled(source: _Source, summary: Summary, *, bfloat16: bool) -> Any:
         if path in source.tensors:
             array = source.read(path)
             widened = source.tensors[path][0] == "BF16" and not bfloat16
-            # Copied: a view would take its whole storage along into a pickle.
-            return widen_bfloat16(array) if widened else np.array(array, order="C")
+            return widen_bfloat16(array) if widened else array
         value = source.values.get(path, absent)
         if isinstance(value, bytes):
             summary.left_out[join_path(path)] = "bytes"
