@@ -3,8 +3,8 @@
     TORTURE=full TORTURE_REPORT=build/torture.jsonl make test-torture
     python benchmarks/reliability_table.py build/torture.jsonl --write docs/reliability.md
 
-Without `--write` the table goes to stdout. A row that was measured several times counts once, with
-its newest measurement.
+Without `--write` the table goes to stdout. A row with one result several times tells how often; one
+with several results tells their number, and they are listed below the table.
 """
 
 from __future__ import annotations
@@ -12,18 +12,37 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 BEGIN, END = "<!-- measured rows: begin -->", "<!-- measured rows: end -->"
 
 
-def read(path: Path) -> dict[str, tuple[str, str]]:
-    """Row -> what was asked and what was measured, in the order of their first appearance."""
-    rows: dict[str, tuple[str, str]] = {}
+@dataclass
+class Row:
+    """What was asked, and every result in the order of their measurement."""
+
+    asked: str
+    measured: list[str] = field(default_factory=list)
+
+    @property
+    def cell(self) -> str:
+        """The results in one cell of the table."""
+        different = len(set(self.measured))
+        if different > 1:
+            return f"{len(self.measured)} cases, listed below"
+        times = f", {len(self.measured)} times" if len(self.measured) > 1 else ""
+        return f"{self.measured[0]}{times}"
+
+
+def read(path: Path) -> dict[str, Row]:
+    """The rows by name, in the order of their first appearance."""
+    rows: dict[str, Row] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            row = json.loads(line)
-            rows[row["row"]] = row["asked"], row["measured"]
+            entry = json.loads(line)
+            row = rows.setdefault(entry["row"], Row(entry["asked"]))
+            row.measured.append(entry["measured"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number}: not a row of the torture tests ({error})"
@@ -31,13 +50,15 @@ def read(path: Path) -> dict[str, tuple[str, str]]:
     return rows
 
 
-def table(rows: dict[str, tuple[str, str]]) -> str:
-    """The rows in Markdown."""
+def table(rows: dict[str, Row]) -> str:
+    """The rows in Markdown, and below them the results of those with several."""
     lines = ["| test | asked | measured |", "|---|---|---|"]
-    for name, (asked, measured) in rows.items():
-        lines.append(
-            "| " + " | ".join(text.replace("|", "\\|") for text in (name, asked, measured)) + " |"
-        )
+    for name, row in rows.items():
+        cells = (text.replace("|", "\\|") for text in (name, row.asked, row.cell))
+        lines.append(f"| {' | '.join(cells)} |")
+    for name, row in rows.items():
+        if len(set(row.measured)) > 1:
+            lines += ["", f"**{name}**: {'; '.join(row.measured)}."]
     return "\n".join(lines)
 
 
