@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jittor as jt
@@ -17,7 +18,11 @@ from segtasks.inference import Protocol, SingleScale
 from segtasks.losses.segmentation import cross_entropy
 from segtasks.metrics.segmentation import ConfusionMatrix, SegmentationScores
 from segtasks.models.dformer import parameter_groups
+from segtasks.models.dformer.renames import fold_head_biases, official_name, plan_loading
+from segtasks.models.dformer.segmenter import DFormerSegmenter
 from segtasks.tasks.report import SegmentationReport, sample_sheets, write_predictions
+
+_log = logging.getLogger(__name__)
 
 
 class SegmentationTask(Task):
@@ -29,9 +34,11 @@ class SegmentationTask(Task):
         model: The network: (B, 3, H, W) image and depth -> (B, K, H, W) logits; its `num_classes`
             must be the data's.
         weights: A file whose weights the network starts from, a .ckpt, .safetensors, .pth of
-            PyTorch or .pkl of Jittor; all of them must fit. An average in it is preferred.
+            PyTorch or .pkl of Jittor, for DFormer also with the names of the earlier Jittor port;
+            all of them must fit. An average in it is preferred.
         skip_weights: Parts of the network that keep their own values, by the start of their names,
-            such as `decode_head.conv_seg` for another number of classes.
+            such as `decode_head.conv_seg` for another number of classes, or `decode_head` for a
+            pre-trained backbone; then the file may hold more than the network, too.
         optimizer: AdamW at 6e-5 with decay 0.01, DFormer's, unless given.
         schedule: Poly 0.9 without warm-up unless given.
         param_groups: `all` trains every parameter (from scratch); `official` leaves out what the
@@ -65,14 +72,7 @@ class SegmentationTask(Task):
         self.pictures = pictures
         self.num_classes = int(model.num_classes)
         if weights is not None:
-            found = read_weights(weights, weights="auto")
-            load_weights(
-                model,
-                found,
-                source=found.describe(),
-                skip=skip_weights or (),
-                remedy="To keep the network's own values for a part, name it in `skip_weights`.",
-            )
+            start_from(model, weights, skip_weights or ())
 
     @property
     def example_input(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -165,3 +165,32 @@ class SegmentationTask(Task):
         self.log(f"{prefix}/macc", scores.macc)
         self.log(f"{prefix}/pixel_accuracy", scores.pixel_accuracy)
         self.log(f"{prefix}/fwiou", scores.fwiou)
+
+
+def start_from(model: nn.Module, file: str, skip: Sequence[str]) -> None:
+    """Load a file's weights into a network; what was renamed and left out goes to the log.
+
+    Args:
+        model: Takes all of the weights, or stays as it is.
+        file: As `SegmentationTask.weights`.
+        skip: As `SegmentationTask.skip_weights`.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+        WeightsError: Weights do not fit; the message lists them.
+    """
+    found = read_weights(file, weights="auto")
+    arrays: Mapping[str, np.ndarray] = found
+    rename: Callable[[str], str | None] = str
+    if isinstance(model, DFormerSegmenter):
+        arrays, rename = fold_head_biases(found), official_name
+    plan = plan_loading({n: v.shape for n, v in model.named_parameters()}, arrays, rename)
+    load_weights(
+        model,
+        arrays,
+        source=found.describe(),
+        rename=plan.rename if skip else rename,
+        skip=skip,
+        remedy="To keep the network's own values for a part, name it in `skip_weights`.",
+    )
+    _log.info("%s\n%s", found.describe(), plan.describe())

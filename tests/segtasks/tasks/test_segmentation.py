@@ -13,10 +13,12 @@ import pytest
 from jittor import nn
 
 from jtlightning.callbacks.image_logger import ImageLogger
+from jtlightning.checkpoint.torch_export import write_torch
 from jtlightning.checkpoint.weights import WeightsError
 from jtlightning.trainer import Trainer
 from segtasks.data import RGBDDataModule
 from segtasks.metrics.segmentation import ConfusionMatrix
+from segtasks.models.dformer import dformer_tiny
 from segtasks.tasks import SegmentationTask
 from segtasks.visualize import prediction_sheet
 
@@ -153,3 +155,53 @@ def test_weights_of_another_run_start_the_network(tmp_path: Path, rooms: RGBDDat
         SegmentationTask(ByDepth(4), weights=str(path))
     kept = SegmentationTask(ByDepth(4), weights=str(path), skip_weights=["offset"])
     np.testing.assert_array_equal(kept.model.offset.numpy(), np.zeros(4))
+
+
+def test_dformer_starts_from_a_pth_with_the_names_of_the_earlier_port(tmp_path: Path) -> None:
+    source = dformer_tiny(CLASSES)
+    arrays = {name: value.numpy() for name, value in source.named_parameters()}
+    port = {
+        name.replace("gamma_", "gamma").replace(".bn.", ".norm."): a for name, a in arrays.items()
+    }
+    port = {
+        name.replace("decode_head.conv_seg", "decode_head.cls_seg"): a for name, a in port.items()
+    }
+    assert len(set(arrays) - set(port)) > 10
+    unread = {"backbone.norm0.weight": np.ones(32, np.float32)}
+    path = tmp_path / "port.pth"
+    write_torch(path, {"model": {**port, **unread}})
+    loaded = SegmentationTask(dformer_tiny(CLASSES), weights=str(path)).model
+    for name, value in loaded.named_parameters():
+        np.testing.assert_array_equal(value.numpy(), arrays[name], err_msg=name)
+
+
+def test_a_pre_trained_backbone_leaves_the_head_as_it_is(tmp_path: Path) -> None:
+    source = dformer_tiny(CLASSES)
+    arrays = {name: value.numpy() for name, value in source.named_parameters()}
+    prefix = "backbone."
+    backbone = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    path = tmp_path / "imagenet.pth.tar"
+    classifier = {"head.weight": np.ones((1000, 256), np.float32)}
+    write_torch(path, {"state_dict_ema": {**backbone, **classifier}, "epoch": 300})
+    fresh = dformer_tiny(CLASSES + 1)
+    before = {name: value.numpy() for name, value in fresh.named_parameters()}
+    loaded = SegmentationTask(fresh, weights=str(path), skip_weights=["decode_head"]).model
+    for name, value in loaded.named_parameters():
+        expected = (arrays if name.startswith(prefix) else before)[name]
+        np.testing.assert_array_equal(value.numpy(), expected, err_msg=name)
+    with pytest.raises(WeightsError, match=r"decode_head[^$]*name it in `skip_weights`"):
+        SegmentationTask(dformer_tiny(CLASSES), weights=str(path))
+
+
+def test_another_network_s_names_are_its_own(tmp_path: Path) -> None:
+    class Renamed(ByDepth):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm0 = nn.LayerNorm(4)
+
+    source = Renamed()
+    source.norm0.weight.update(jt.array([1.0, 2.0, 3.0, 4.0]))
+    path = tmp_path / "own.pth"
+    write_torch(path, {name: value.numpy() for name, value in source.named_parameters()})
+    loaded = SegmentationTask(Renamed(), weights=str(path)).model
+    np.testing.assert_array_equal(loaded.norm0.weight.numpy(), [1, 2, 3, 4])
