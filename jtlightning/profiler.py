@@ -42,11 +42,14 @@ class Profiler:
         return ""
 
     def finish(self, folder: Path | None) -> None:
-        """The run has ended: write the report to the log, and to `profile.txt` in `folder`."""
-        report = self.report()
-        _log.info("%s\n%s", type(self).__name__, report)
-        if folder is not None:
-            (folder / "profile.txt").write_text(f"{report}\n", encoding="utf-8")
+        """The run has ended: write the report to `profile.txt` in `folder`, or else to the log."""
+        report, name = self.report(), type(self).__name__
+        if folder is None:
+            _log.info("%s\n%s", name, report)
+            return
+        path = folder / "profile.txt"
+        path.write_text(f"{report}\n", encoding="utf-8")
+        _log.info("%s: %s; the table is in %s", name, report.partition("\n")[0], path)
 
 
 class SimpleProfiler(Profiler):

@@ -53,7 +53,7 @@ class Trainer(Running):
         detect_anomaly: Execute every operation at once, so that an error's traceback points at
             the line that caused it; slow, and with other last bits.
         profiler: `simple` for times by hook and part of the loop, `kernels` for Jittor's kernels,
-            or a `Profiler`; the report goes to the log and to `profile.txt` in the run's folder.
+            or a `Profiler`; the report goes to `profile.txt` in the run's folder.
         callbacks: In calling order; model checkpoints are moved to the end.
         logger: One or several loggers; True for a CSV file, False for none.
         enable_progress_bar: Show progress (plain lines where the output is no terminal).

@@ -124,7 +124,7 @@ def test_names_and_objects_become_profilers() -> None:
         KernelProfiler(steps=0)
 
 
-def test_the_report_goes_to_log_and_folder(
+def test_the_report_goes_to_the_folder_and_without_one_to_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     profiler = SimpleProfiler()
@@ -132,9 +132,14 @@ def test_the_report_goes_to_log_and_folder(
         pass
     with caplog.at_level(logging.INFO):
         profiler.finish(tmp_path)
+    path = tmp_path / "profile.txt"
+    assert "somewhere" in path.read_text(encoding="utf-8")
+    assert "s in all; the table is in" in caplog.text
+    assert str(path) in caplog.text
+    assert "somewhere" not in caplog.text
+    with caplog.at_level(logging.INFO):
         profiler.finish(None)
-    assert "somewhere" in (tmp_path / "profile.txt").read_text(encoding="utf-8")
-    assert caplog.text.count("somewhere") == 2
+    assert caplog.text.count("somewhere") == 1
 
 
 @pytest.mark.parametrize("kind", ["simple", "kernels", "own"])
