@@ -80,3 +80,16 @@ def test_held_values_do_not_keep_the_graph_of_their_step() -> None:
         log.detach()
         counts.append(jt.liveness_info()["lived_ops"])
     assert counts[-1] <= counts[2]
+
+
+def test_what_is_logged_after_a_step_was_undone_is_cut_from_its_graph_too() -> None:
+    log, weight = MetricLog(), jt.ones(4)
+    weight.start_grad()
+    record(log, "loss", (weight * 2).sum())
+    log.detach()
+    log.drop_after(0)
+    assert log.held == 0
+    again = (weight * 3).sum()
+    record(log, "loss", again)
+    log.detach()
+    assert again.is_stop_grad()
