@@ -208,7 +208,7 @@ class Stepper:
         with trainer.observe("synchronize"):
             jt.sync_all()
         trainer.metrics.detach()
-        self.window_done, self._norm = 0, None
+        self.window_done, self._norm, self._batch = 0, None, None
         trainer.state.global_step += 1
         trainer.at_step_boundary = True
 
