@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,14 @@ from typing import Literal
 import jittor as jt
 
 Accelerator = Literal["auto", "cpu", "cuda"]
+
+#: How NumPy, Jittor's allocators, CUDA, cuDNN, cuBLAS and C++ tell that there is no memory.
+NO_MEMORY = re.compile(
+    # Jittor guesses "overcommit issue or out of memory" wherever a compiler fails.
+    r"unable to allocate|(?<!issue or )out of memory|memoryallocation|alloc_failed|bad_alloc|"
+    r"cannot allocate memory",
+    re.IGNORECASE,
+)
 
 
 def select_device(accelerator: Accelerator) -> str:

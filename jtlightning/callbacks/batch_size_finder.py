@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import jittor as jt
 
+from jtlightning.accelerator import NO_MEMORY
 from jtlightning.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -19,11 +19,6 @@ _log = logging.getLogger(__name__)
 _MIB = 2**20
 #: Of the device's memory. Beyond it CUDA would not fail but go on slowly in shared memory.
 _DEFAULT_SHARE = 0.9
-_NO_MEMORY = re.compile(
-    r"out of memory|unable to allocate|memoryallocation|alloc_failed|bad_alloc|"
-    r"cannot allocate memory",
-    re.IGNORECASE,
-)
 
 
 class BatchSizeFinder(Callback):
@@ -140,7 +135,7 @@ class BatchSizeFinder(Callback):
             # Freed blocks stay with Jittor until `gc`, so this is the largest amount of the trial.
             held_mib, limit_mib = self._memory()
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
                 raise
             self._reason = f"there is no memory for {size}"
             return False

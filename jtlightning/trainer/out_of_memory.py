@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import jittor as jt
 
+from jtlightning.accelerator import NO_MEMORY
 from jtlightning.callbacks.memory_guard import host_mib, largest_holders
 
 if TYPE_CHECKING:
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
     from jtlightning.trainer.trainer import Trainer
 
 _MIB = 1024.0 * 1024.0
-# NumPy and the allocator below; CUDA, cuDNN, cuBLAS; C++.
-_SIGNS = re.compile(
-    # Jittor guesses "overcommit issue or out of memory" wherever a compiler fails.
-    r"unable to allocate|(?<!issue or )out of memory|memoryallocation|alloc_failed|bad_alloc|"
-    r"cannot allocate memory",
-    re.IGNORECASE,
-)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 # Jittor's allocator for the CPU uses the pointer that it gets without a look at it, so that a
@@ -101,10 +95,10 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return text or "Python had no memory for an object"
     refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if not (refused or (isinstance(error, RuntimeError) and _SIGNS.search(text))):
+    if not (refused or (isinstance(error, RuntimeError) and NO_MEMORY.search(text))):
         return ""
     lines = [line.split("[Reason]:")[-1].strip() for line in text.splitlines()]
-    told = next((line for line in lines if _SIGNS.search(line)), lines[0])
+    told = next((line for line in lines if NO_MEMORY.search(line)), lines[0])
     operation = re.search(r"\[OP TYPE\]: *(.*)", text)
     shape = re.search(r"\[Output\]: *(.*?),? *$", text, re.MULTILINE)
     result = f" with the result {shape[1]}" if shape else ""

@@ -105,3 +105,8 @@ def test_checked_allocations_compute_the_same() -> None:
     doubled = jt.array(values) * 2
     np.testing.assert_array_equal(doubled.numpy(), 2 * values)
     jt.gc()
+
+
+def test_a_compiler_that_fails_is_no_refusal(trainer: Any) -> None:
+    error = RuntimeError("Run cmd failed, might be an overcommit issue or out of memory")
+    assert explain_out_of_memory(error, trainer, TinyTask()) is None
