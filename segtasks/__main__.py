@@ -12,9 +12,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from segtasks import __version__
+from segtasks.commands import config_folders
 
 PACKAGES = ("jtlightning", "segtasks")
 
@@ -61,15 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(COMMANDS[command][0], options)
     sys.stderr.write(_unknown(command))
     return 2
-
-
-def config_folders() -> list[Path]:
-    """Where the shipped configurations are: in the wheel, or in a checkout beside the package."""
-    package = Path(__file__).resolve().parent
-    folders = [package / "configs"]
-    if (package.parent / "pyproject.toml").is_file():
-        folders.append(package.parent / "configs")
-    return [folder for folder in folders if folder.is_dir()]
 
 
 def _train(command: str, options: list[str]) -> int:

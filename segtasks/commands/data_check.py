@@ -26,6 +26,7 @@ from jtlightning.cli.config import Config, ConfigError, ConfigFinder
 from jtlightning.cli.program import Program
 from jtlightning.cli.schema import check_keys
 from jtlightning.data.datamodule import DataModule
+from segtasks.commands import config_folders
 from segtasks.data.modules import RGBDDataModule, SplitName
 from segtasks.data.samples import IGNORE_INDEX, DataError
 from segtasks.data.survey import Kind, Problem, SplitSurvey, find_overlap
@@ -79,7 +80,7 @@ def build_data(configs: Sequence[str], overrides: Sequence[str]) -> object:
     arguments = parse(overrides)
     if arguments.print_config or arguments.class_help is not None:
         raise ConfigError("data check prints no configuration; `segtasks fit` does")
-    config = ConfigFinder(_config_folders()).load(configs)
+    config = ConfigFinder(config_folders()).load(configs)
     apply_environment(config, os.environ, "SEGTASKS")
     apply_overrides(config, arguments)
     # The rest of the configuration is for Jittor; the same files serve `fit`.
@@ -89,15 +90,6 @@ def build_data(configs: Sequence[str], overrides: Sequence[str]) -> object:
         raise ConfigError("no data is named; give a file with --config, or a class with --data")
     check_keys(config, object)
     return Program("segtasks", object, object, DataModule).build(config, "data")
-
-
-def _config_folders() -> list[Path]:
-    """Where the shipped configurations are: in the wheel, or in a checkout beside the package."""
-    package = Path(__file__).resolve().parents[1]
-    folders = [package / "configs"]
-    if (package.parent / "pyproject.toml").is_file():
-        folders.append(package.parent / "configs")
-    return [folder for folder in folders if folder.is_dir()]
 
 
 def _walk(module: RGBDDataModule, splits: Sequence[SplitName]) -> list[SplitSurvey]:
