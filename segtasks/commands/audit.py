@@ -17,7 +17,7 @@ from rich.table import Table
 from segtasks.commands.golden_file import GoldenFile, GoldenFileError, read_golden_file
 
 if TYPE_CHECKING:
-    from segtasks.commands.audit_dformer import Check
+    from segtasks.commands.checks import Check
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import jittor as jt
 import numpy as np
 from jittor import nn
 
+from segtasks.commands.checks import Check, exact, relative
 from segtasks.commands.golden_file import GoldenFile, GoldenFileError
 from segtasks.golden import golden_input, golden_tensor, summary
 from segtasks.losses.segmentation import cross_entropy
@@ -49,30 +49,6 @@ STAGE_MODULES = (
     (r"logits", r""),
 )
 GEOMETRY_FIELDS = {"mask_h": "columns", "mask_w": "rows", "mask": "full"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison.
-
-    Attributes:
-        name: the stage or quantity.
-        error: largest absolute error.
-        relative: the same over the reference's spread.
-        limit: largest error allowed; 0 where equality is required.
-        note: what was compared.
-    """
-
-    name: str
-    error: float
-    relative: float
-    limit: float
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is within the limit; NaN is not."""
-        return self.error <= self.limit
 
 
 def build(golden: GoldenFile) -> dformer.DFormerSegmenter:
@@ -253,18 +229,6 @@ def _check_argmax(golden: GoldenFile, case: str, logits: np.ndarray) -> Check:
     # Written so that a margin of NaN counts as decided.
     wrong = int((differs & ~(margin <= DECIDED_MARGIN)).sum())
     return exact(f"{case}/argmax", wrong, f"{1 - differs.mean():.4%} of all pixels equal")
-
-
-def exact(name: str, error: float, note: str) -> Check:
-    """A check that allows no difference."""
-    return Check(name, float(error), float(error), 0.0, note)
-
-
-def relative(name: str, value: float, expected: float, limit: float) -> Check:
-    """A check of one number, relative to the expected one."""
-    error = abs(value - expected)
-    note = f"{value:.6f}, recorded {expected:.6f}"
-    return Check(name, error, error / max(abs(expected), 1e-12), limit * abs(expected), note)
 
 
 def _distance(ours: np.ndarray, expected: np.ndarray) -> float:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import jittor as jt
 import numpy as np
 
-from segtasks.commands.audit_dformer import Check, build, exact, golden_batch, relative
+from segtasks.commands.audit_dformer import build, golden_batch
+from segtasks.commands.checks import Check, exact, relative
 from segtasks.commands.golden_file import GoldenFile, GoldenFileError
 from segtasks.golden import summary
 from segtasks.losses.segmentation import cross_entropy
