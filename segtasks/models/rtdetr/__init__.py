@@ -1,0 +1,1 @@
+"""RT-DETR for object detection, with the official parameter names."""
