@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from jtlightning.loggers.background import Background
 from jtlightning.loggers.base import Logger
@@ -157,6 +159,8 @@ class MLflowLogger(Logger):
             made = client.create_run(number, run_name=self.name or folder.name, tags=self.tags)
             self.run_id = made.info.run_id
         else:
+            if uri.startswith("file:"):
+                _drop_torn_points(Path(url2pathname(urlsplit(uri).path)), self.run_id)
             client.update_run(self.run_id, status="RUNNING")
             for name in client.get_run(self.run_id).data.metrics:
                 history = client.get_metric_history(self.run_id, name)
@@ -189,6 +193,20 @@ class MLflowLogger(Logger):
         new = [Param(name, value) for name, value in flat.items() if name not in known]
         self._mlflow.log_batch(self.run_id, params=new)
         self._mlflow.log_dict(self.run_id, config, self._config_file)
+
+
+def _drop_torn_points(store: Path, run_id: str) -> None:
+    """Cut metric files after their last whole line.
+
+    MLflow appends to them without care, and cannot read a run one of whose files a kill left empty.
+    """
+    for file in store.glob(f"*/{run_id}/metrics/**/*"):
+        if file.is_file() and not (content := file.read_bytes()).endswith(b"\n"):
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole:
+                file.write_bytes(whole)
+            else:
+                file.unlink()
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

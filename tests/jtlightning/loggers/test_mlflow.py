@@ -117,6 +117,26 @@ def test_resume_continues_the_run_without_doubling_points(tmp_path: Path) -> Non
 
 
 @installed
+def test_points_that_a_kill_has_torn_are_logged_again(tmp_path: Path) -> None:
+    first = open_logger(tmp_path)
+    first.log_metrics({"loss": 1.0}, step=10, epoch=0)
+    state = json.loads(json.dumps(first.state_dict()))
+    first.log_metrics({"loss": 2.0, "val/loss": 3.0}, step=20, epoch=0)
+    first.finish("failed")
+    (metrics,) = (tmp_path / "experiment/mlruns").glob(f"*/{state['id']}/metrics")
+    loss = (metrics / "loss").read_text()
+    (metrics / "loss").write_text(loss[:-3])
+    (metrics / "val/loss").write_text("")
+    resumed = MLflowLogger()
+    resumed.load_state_dict(state)
+    resumed.start(run_of(tmp_path), resumed_step=10)
+    resumed.log_metrics({"loss": 2.0, "val/loss": 3.0}, step=20, epoch=0)
+    resumed.finish("finished")
+    assert points(tmp_path, state["id"], "loss") == [(10, 1.0), (20, 2.0)]
+    assert points(tmp_path, state["id"], "val/loss") == [(20, 3.0)]
+
+
+@installed
 def test_a_checkpoint_in_another_folder_begins_another_run(tmp_path: Path) -> None:
     first = open_logger(tmp_path)
     state = first.state_dict()
