@@ -6,6 +6,10 @@ groups`, a linear layer `output elements x input features`, a product of matrice
 inner length`, also inside attention. Normalisation, activations, additions, pooling, resizing and
 softmax count nothing: they are less than a hundredth in the models here, and every tool counts them
 in another way.
+
+Papers differ in one point: many count by hooks on layers, and so leave out products of matrices that
+belong to no layer, such as those of attention. Both numbers are kept: `MacCount.layers` is of layers
+alone, `MacCount.total` of everything. A resizing that is written as a product counts as one.
 """
 
 from __future__ import annotations
@@ -15,10 +19,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from math import prod
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import jittor as jt
 from jittor import nn
+
+Kind = Literal["convolution", "linear", "product"]
 
 
 @dataclass
@@ -28,10 +34,19 @@ class MacCount:
     Attributes:
         total: Of the whole pass.
         by_module: Path of a module -> what it and the modules inside it did.
+        by_kind: The total, split into `convolution`, `linear` and `product`: products of matrices
+            that are no linear layer's, such as those of attention, and operations that say
+            themselves what they count.
     """
 
     total: int = 0
     by_module: dict[str, int] = field(default_factory=dict)
+    by_kind: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(get_args(Kind), 0))
+
+    @property
+    def layers(self) -> int:
+        """Of convolutions and linear layers, without products of matrices."""
+        return self.by_kind["convolution"] + self.by_kind["linear"]
 
 
 class _Counter:
@@ -42,8 +57,9 @@ class _Counter:
         self._running: list[str] = []
         self._inside = 0  # an operation that is counted may be made of others that are
 
-    def add(self, macs: int) -> None:
+    def add(self, macs: int, kind: Kind) -> None:
         self.count.total += macs
+        self.count.by_kind[kind] += macs
         for path in dict.fromkeys(self._running):
             self.count.by_module[path] = self.count.by_module.get(path, 0) + macs
 
@@ -56,7 +72,7 @@ class _Counter:
             self._running.pop()
 
     @contextmanager
-    def operation(self) -> Iterator[list[int]]:
+    def operation(self, kind: Kind) -> Iterator[list[int]]:
         """Add the number put into the list, unless an outer operation is counted already."""
         counted: list[int] = []
         self._inside += 1
@@ -65,7 +81,7 @@ class _Counter:
         finally:
             self._inside -= 1
         if not self._inside:
-            self.add(sum(counted))
+            self.add(sum(counted), kind)
 
 
 def count_macs(module: nn.Module, run: Callable[[], Any]) -> MacCount:
@@ -84,9 +100,9 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> MacCount:
     with ExitStack() as restore, jt.no_grad():
         for path, child in module.named_modules():
             _count_module(child, path, counter, restore)
-        for owner, names, macs in _FUNCTIONS:
+        for owner, names, rule in _FUNCTIONS:
             for name in names:
-                _count_function(owner, name, counter, macs, restore)
+                _count_function(owner, name, counter, rule, restore)
         run()
     return counter.count
 
@@ -102,16 +118,16 @@ def human(macs: int) -> str:
 def _count_module(module: nn.Module, path: str, counter: _Counter, restore: ExitStack) -> None:
     """Let `module` say when it runs, and count where it is a layer; hooks stay as they are."""
     attributes, execute = vars(module), module.execute
-    macs = next((rule for kinds, rule in _LAYERS if isinstance(module, kinds)), None)
+    rule = next((rule for classes, rule in _LAYERS if isinstance(module, classes)), None)
 
     @wraps(execute)
     def counting(*args: Any, **kwargs: Any) -> Any:
         with counter.module(path):
-            if macs is None:
+            if rule is None:
                 return execute(*args, **kwargs)
-            with counter.operation() as counted:
+            with counter.operation(rule.kind) as counted:
                 output = execute(*args, **kwargs)
-                counted.append(macs(output, args[0] if args else kwargs["x"], module.weight))
+                counted.append(rule.macs(output, args[0] if args else kwargs["x"], module.weight))
             return output
 
     if "execute" in attributes:
@@ -122,7 +138,7 @@ def _count_module(module: nn.Module, path: str, counter: _Counter, restore: Exit
 
 
 def _count_function(
-    owner: Any, name: str, counter: _Counter, macs: Callable[..., int], restore: ExitStack
+    owner: Any, name: str, counter: _Counter, rule: _Rule, restore: ExitStack
 ) -> None:
     """Let the function `name` of a module or class count; what it calls itself does not."""
     function = getattr(owner, name)
@@ -131,13 +147,20 @@ def _count_function(
     def counting(*args: Any, **kwargs: Any) -> Any:
         if owner is jt.Function and not hasattr(args[0], "macs"):
             return function(*args, **kwargs)
-        with counter.operation() as counted:
+        with counter.operation(rule.kind) as counted:
             output = function(*args, **kwargs)
-            counted.append(macs(output, *args, **kwargs))
+            counted.append(rule.macs(output, *args, **kwargs))
         return output
 
     setattr(owner, name, counting)
     restore.callback(setattr, owner, name, function)
+
+
+class _Rule(NamedTuple):
+    """What an operation is, and its number from its output and arguments."""
+
+    kind: Kind
+    macs: Callable[..., int]
 
 
 def _product(out: jt.Var, a: jt.Var, *_: Any, **__: Any) -> int:
@@ -159,17 +182,20 @@ def _own(out: Any, function: Any, *inputs: Any) -> int:
     return int(function.macs(out, *inputs))
 
 
-_LAYERS = (
-    ((nn.Conv, nn.Conv1d, nn.Conv3d), _convolution),
-    ((nn.ConvTranspose, nn.ConvTranspose3d), _transposed),
+_CONVOLUTION, _TRANSPOSED = _Rule("convolution", _convolution), _Rule("convolution", _transposed)
+_PRODUCT = _Rule("product", _product)
+_LAYERS: tuple[tuple[Any, _Rule], ...] = (
+    ((nn.Conv, nn.Conv1d, nn.Conv3d), _CONVOLUTION),
+    ((nn.ConvTranspose, nn.ConvTranspose3d), _TRANSPOSED),
     # As a convolution of one element: a subclass may have the features on another axis.
-    ((nn.Linear,), _convolution),
+    (nn.Linear, _Rule("linear", _convolution)),
 )
-_FUNCTIONS = (
-    (nn, ("matmul", "bmm", "matmul_transpose", "bmm_transpose", "linear"), _product),
-    (jt, ("matmul", "bmm"), _product),
-    (jt.Var, ("matmul", "__matmul__"), _product),
-    (nn, ("conv2d", "conv3d"), _convolution),
-    (nn, ("conv_transpose", "conv_transpose3d"), _transposed),
-    (jt.Function, ("__call__",), _own),
+_FUNCTIONS: tuple[tuple[Any, tuple[str, ...], _Rule], ...] = (
+    (nn, ("linear",), _Rule("linear", _product)),
+    (nn, ("matmul", "bmm", "matmul_transpose", "bmm_transpose"), _PRODUCT),
+    (jt, ("matmul", "bmm"), _PRODUCT),
+    (jt.Var, ("matmul", "__matmul__"), _PRODUCT),
+    (nn, ("conv2d", "conv3d"), _CONVOLUTION),
+    (nn, ("conv_transpose", "conv_transpose3d"), _TRANSPOSED),
+    (jt.Function, ("__call__",), _Rule("product", _own)),
 )

@@ -86,6 +86,36 @@ def test_modules_are_told_apart_and_used_twice_counts_twice() -> None:
     assert "1" not in found.by_module
 
 
+def test_layers_are_told_from_products_of_matrices() -> None:
+    network = nn.Sequential(nn.Conv1d(4, 8, 1), nn.ConvTranspose(8, 8, 1), Attention())
+    x = zeros(1, 4, 10)
+    found = count_macs(
+        network, lambda: network[2](network[1](network[0](x)[..., None])[0, :, :, 0][None, :, :8])
+    )
+    convolutions, projections, products = 10 * 8 * 4 + 10 * 8 * 8, 8 * 8 * 32, 2 * (8 * 8 * 8)
+    assert found.by_kind == {
+        "convolution": convolutions,
+        "linear": projections,
+        "product": products,
+    }
+    assert found.layers == convolutions + projections
+    assert found.total == found.layers + products
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda: nn.linear(zeros(4, 5), zeros(6, 5)), "linear"),
+        (lambda: nn.conv2d(zeros(1, 3, 8, 8), zeros(6, 3, 3, 3)), "convolution"),
+        (lambda: nn.conv_transpose(zeros(1, 3, 4, 4), zeros(3, 6, 2, 2)), "convolution"),
+        (lambda: zeros(2, 4, 5) @ zeros(2, 5, 6), "product"),
+    ],
+)
+def test_functions_are_told_apart_too(function: Callable[[], Any], kind: str) -> None:
+    found = count_macs(nn.Relu(), function)
+    assert [name for name, macs in found.by_kind.items() if macs] == [kind]
+
+
 def test_an_own_operation_says_what_it_counts() -> None:
     class Product(jt.Function):
         def execute(self, a: jt.Var, b: jt.Var) -> jt.Var:
