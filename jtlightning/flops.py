@@ -7,9 +7,9 @@ inner length`, also inside attention. Normalisation, activations, additions, poo
 softmax count nothing: they are less than a hundredth in the models here, and every tool counts them
 in another way.
 
-Papers differ in one point: many count by hooks on layers, and so leave out products of matrices that
-belong to no layer, such as those of attention. Both numbers are kept: `MacCount.layers` is of layers
-alone, `MacCount.total` of everything. A resizing that is written as a product counts as one.
+Papers differ in one point: many count by hooks on layers, and so leave out products of matrices
+that belong to no layer, such as those of attention. Both numbers are kept: `MacCount.layers` is of
+layers alone, `MacCount.total` of everything. A resizing written as a product counts as one.
 """
 
 from __future__ import annotations
