@@ -38,7 +38,7 @@ COMMANDS = {
 OFFERED = {
     "data": ("segtasks.data",),
     "task": ("segtasks.tasks",),
-    "task.model": ("segtasks.models.dformer",),
+    "task.model": ("segtasks.models.dformer", "segtasks.models.rtdetr"),
     "trainer.callbacks": ("jtlightning.callbacks",),
     "trainer.logger": ("jtlightning.loggers",),
 }
