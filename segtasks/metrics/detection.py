@@ -127,11 +127,7 @@ class CocoEvaluator:
             EvaluationError: The image is unknown or was given before, or values have no meaning.
         """
         self._check(image_id, labels, boxes, scores)
-        self.images[image_id] = ImageDetections(
-            np.asarray(labels, np.int64).reshape(-1),
-            np.round(np.asarray(boxes, np.float64).reshape(-1, 4), _BOX_DIGITS),
-            np.round(np.asarray(scores, np.float64).reshape(-1), _SCORE_DIGITS),
-        )
+        self.images[image_id] = rounded(labels, boxes, scores)
 
     def detections(self) -> list[dict[str, Any]]:
         """All detections in the COCO result format, images in the order they came in.
@@ -139,18 +135,11 @@ class CocoEvaluator:
         Returns:
             Dicts with `image_id`, `category_id`, `bbox` (left, top, width, height) and `score`.
         """
-        found = []
-        for image_id, image in self.images.items():
-            sides = np.round(image.boxes[:, 2:] - image.boxes[:, :2], _BOX_DIGITS)
-            boxes = np.concatenate([image.boxes[:, :2], sides], 1).tolist()
-            for label, box, score in zip(
-                image.labels.tolist(), boxes, image.scores.tolist(), strict=True
-            ):
-                category = self.category_ids[label]
-                found.append(
-                    {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
-                )
-        return found
+        return [
+            record
+            for image_id, image in self.images.items()
+            for record in coco_records(image_id, image, self.category_ids)
+        ]
 
     def truth(self) -> list[dict[str, Any]]:
         """The annotations of the images seen, of known categories, as given."""
@@ -232,6 +221,31 @@ class CocoEvaluator:
                 f"{where}: labels from {np.min(labels)} to {np.max(labels)}, but the classes are "
                 f"0 to {count - 1}; do model and data have the same num_classes?"
             )
+
+
+def rounded(
+    labels: npt.NDArray[np.integer], boxes: npt.NDArray[np.floating], scores: npt.NDArray[Any]
+) -> ImageDetections:
+    """Detections with the digits that files keep, so that numbers and files agree."""
+    return ImageDetections(
+        np.asarray(labels, np.int64).reshape(-1),
+        np.round(np.asarray(boxes, np.float64).reshape(-1, 4), _BOX_DIGITS),
+        np.round(np.asarray(scores, np.float64).reshape(-1), _SCORE_DIGITS),
+    )
+
+
+def coco_records(
+    image_id: Hashable, image: ImageDetections, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The detections of one image in the COCO result format; boxes become left, top, w, h."""
+    sides = np.round(image.boxes[:, 2:] - image.boxes[:, :2], _BOX_DIGITS)
+    boxes = np.concatenate([image.boxes[:, :2], sides], 1).tolist()
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for label, box, score in zip(
+            image.labels.tolist(), boxes, image.scores.tolist(), strict=True
+        )
+    ]
 
 
 def undefined_as_none(value: float) -> float | None:

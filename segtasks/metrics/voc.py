@@ -35,6 +35,10 @@ class VocScores:
     class_2007: npt.NDArray[np.float64]
     class_2010: npt.NDArray[np.float64]
 
+    def numbers(self) -> dict[str, float]:
+        """The two means by name."""
+        return {"voc_map_2007": self.map_2007, "voc_map_2010": self.map_2010}
+
 
 def voc_scores(evaluator: CocoEvaluator, iou_threshold: float = 0.5) -> VocScores:
     """Scores of what an evaluator has collected.

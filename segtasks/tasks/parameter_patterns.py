@@ -71,7 +71,7 @@ def pattern_groups(
     """
     trained = {name: value for name, value in parameters if not value.is_stop_grad()}
     members: list[list[str]] = [[] for _ in patterns]
-    rest = []
+    rest: list[str] = []
     for name in trained:
         found = [i for i, one in enumerate(patterns) if re.search(one.pattern, name)]
         if len(found) > 1:
