@@ -30,6 +30,7 @@ TRAINER_COMMANDS = {
 COMMANDS = {
     "doctor": ("segtasks.commands.doctor", "say whether training can run here, and what to mend"),
     "audit": ("segtasks.commands.audit", "compare a model with recorded reference outputs"),
+    "benchmark": ("segtasks.commands.benchmark", "count and time networks, beside the papers"),
     "convert": ("segtasks.commands.convert", "turn weights or configurations into other formats"),
     "data": ("segtasks.commands.data", "render built-in scenes (rooms), check a data set (check)"),
 }
@@ -67,18 +68,15 @@ def _train(command: str, options: list[str]) -> int:
     # NumPy's threads start with Ctrl-C blocked, so that it always reaches the main thread, which
     # can block it while Jittor, with a handler of its own, is imported.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    from jtlightning.cli import Link
     from jtlightning.cli import main as run
+    from segtasks.commands.assembly import LINKS
 
     signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     return run(
         [command, *options],
         prog="segtasks",
         config_paths=config_folders(),
-        links=[
-            Link("data.num_classes", "task.init_args.model.init_args.num_classes"),
-            Link("data.num_classes", "task.init_args.num_classes"),
-        ],
+        links=LINKS,
         packages=PACKAGES,
         offered=("segtasks.data", "segtasks.tasks", "jtlightning.callbacks"),
     )
