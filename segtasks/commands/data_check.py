@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -27,9 +28,14 @@ from jtlightning.cli.program import Program
 from jtlightning.cli.schema import check_keys
 from jtlightning.data.datamodule import DataModule
 from segtasks.commands import config_folders
+from segtasks.data.detection.base import DetectionDataModule
 from segtasks.data.modules import RGBDDataModule, SplitName
-from segtasks.data.samples import IGNORE_INDEX, DataError
-from segtasks.data.survey import Kind, Problem, SplitSurvey, find_overlap
+from segtasks.data.problems import Kind, Problem
+from segtasks.data.samples import DataError
+from segtasks.data.survey import Survey, find_overlap
+
+Checkable = RGBDDataModule | DetectionDataModule
+"""Data modules that can be walked."""
 
 _SHOWN = 5
 
@@ -49,9 +55,9 @@ def check(configs: Sequence[str], splits: Sequence[SplitName], overrides: Sequen
         ValueError: Nothing can be walked: the configuration is wrong, or a folder is missing.
     """
     module = build_data(configs, overrides)
-    if not isinstance(module, RGBDDataModule):
+    if not isinstance(module, Checkable):
         raise ConfigError(
-            f"data is a {type(module).__name__}; data check walks a segtasks.data.RGBDDataModule"
+            f"data is a {type(module).__name__}; data check walks the data modules of segtasks.data"
         )
     module.prepare_data()
     surveys = _walk(module, splits)
@@ -92,14 +98,14 @@ def build_data(configs: Sequence[str], overrides: Sequence[str]) -> object:
     return Program("segtasks", object, object, DataModule).build(config, "data")
 
 
-def _walk(module: RGBDDataModule, splits: Sequence[SplitName]) -> list[SplitSurvey]:
+def _walk(module: Checkable, splits: Sequence[SplitName]) -> list[Survey]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    surveys = []
+    surveys: list[Survey] = []
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         for split in splits:
             task = bar.add_task(f"reading the {split} split", total=None)
@@ -112,12 +118,12 @@ def _walk(module: RGBDDataModule, splits: Sequence[SplitName]) -> list[SplitSurv
 
 
 def _batch_problems(
-    module: RGBDDataModule, splits: Sequence[SplitName], surveys: Sequence[SplitSurvey]
+    module: Checkable, splits: Sequence[SplitName], surveys: Sequence[Survey]
 ) -> list[Problem]:
     """What would stop a run although every file is in order."""
     problems = []
     for split, survey in zip(splits, surveys, strict=True):
-        if any(problem.kind in ("missing", "unreadable") for problem in survey.problems):
+        if any(problem.kind in survey.blocking for problem in survey.problems):
             continue
         try:
             module.check_batches(split)
@@ -126,44 +132,37 @@ def _batch_problems(
     return problems
 
 
-def _split_table(surveys: Sequence[SplitSurvey]) -> Table:
+def _split_table(surveys: Sequence[Survey]) -> Table:
     table = Table("", *(escape(str(s.path)) for s in surveys), box=SIMPLE_HEAD)
     table.add_row("samples", *(f"{len(s.listed):,}" for s in surveys))
     table.add_row("height x width", *(_sizes(s) for s in surveys))
-    table.add_row("depth", *(_depth(s) for s in surveys))
-    table.add_row("pixels without a label", *(_share(s, IGNORE_INDEX) for s in surveys))
+    facts = [survey.facts() for survey in surveys]
+    for name in facts[0]:
+        table.add_row(name, *(fact[name] for fact in facts))
     return table
 
 
-def _sizes(survey: SplitSurvey) -> str:
+def _sizes(survey: Survey) -> str:
     sizes = survey.sizes.most_common()
     text = ", ".join(f"{h}x{w} ({n:,})" for (h, w), n in sizes[:3])
     return text + (f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else "")
 
 
-def _depth(survey: SplitSurvey) -> str:
-    text = ", ".join(f"{bits}-bit ({n:,})" for bits, n in sorted(survey.depth_bits.items()))
-    return f"{text}, largest {survey.largest_depth}" if survey.largest_depth else text
-
-
-def _share(survey: SplitSurvey, label: int) -> str:
-    return f"{survey.pixels[label] / max(survey.pixels.sum(), 1):.2%}"
-
-
-def _label_table(module: RGBDDataModule, surveys: Sequence[SplitSurvey]) -> Table:
+def _label_table(module: Checkable, surveys: Sequence[Survey]) -> Table:
     table = Table("class", "name", box=SIMPLE_HEAD, title="labels")
     for survey in surveys:
-        for column in (f"{survey.path.name}: pixels", "share", "images"):
+        for column in (f"{survey.path.name}: {survey.counted[1]}", "share", "images"):
             table.add_column(escape(column), justify="right")
-    beyond = [
-        c
-        for c in range(module.num_classes, IGNORE_INDEX)
-        if any(survey.pixels[c] for survey in surveys)
-    ]
+    counts = np.sum([survey.counts for survey in surveys], axis=0)
+    beyond = [c for c in range(module.num_classes, len(counts)) if counts[c]]
     for label in [*range(module.num_classes), *beyond]:
         name = "[red]no class[/]" if label in beyond else escape(module.class_names[label])
         cells = (
-            (f"{survey.pixels[label]:,}", _share(survey, label), f"{survey.images[label]:,}")
+            (
+                f"{survey.counts[label]:,}",
+                f"{survey.counts[label] / max(survey.total, 1):.2%}",
+                f"{survey.class_images[label]:,}",
+            )
             for survey in surveys
         )
         table.add_row(str(label), name, *(text for cell in cells for text in cell))
@@ -171,18 +170,19 @@ def _label_table(module: RGBDDataModule, surveys: Sequence[SplitSurvey]) -> Tabl
 
 
 def _conclude(
-    module: RGBDDataModule,
-    surveys: Sequence[SplitSurvey],
+    module: Checkable,
+    surveys: Sequence[Survey],
     problems: Sequence[Problem],
     console: Console,
 ) -> None:
     absent = [
         name
         for label, name in enumerate(module.class_names)
-        if not any(survey.pixels[label] for survey in surveys)
+        if not any(survey.counts[label] for survey in surveys)
     ]
     if absent:
-        text = f"{len(absent)} of {module.num_classes} classes without a pixel: {', '.join(absent)}"
+        one, classes = surveys[0].counted[0], f"{len(absent)} of {module.num_classes} classes"
+        text = f"{classes} without a {one}: {', '.join(absent)}"
         console.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
     samples = sum(len(survey.listed) for survey in surveys)
     if not problems:

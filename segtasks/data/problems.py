@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -45,4 +46,6 @@ def refuse(problems: Sequence[Problem], what: str) -> None:
         shown = [f"  {problem.text}" for problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             shown.append(f"  and {len(problems) - _SHOWN:,} more")
-        raise DataError(f"{what}: {len(problems):,} problems\n" + "\n".join(shown))
+        kinds = Counter(problem.kind for problem in problems)
+        counts = ", ".join(f"{kind}: {count:,}" for kind, count in kinds.items())
+        raise DataError(f"{what}: {len(problems):,} problems ({counts})\n" + "\n".join(shown))

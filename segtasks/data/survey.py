@@ -6,55 +6,100 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from segtasks.data.checks import in_threads
 from segtasks.data.images import read_classes, read_colour, read_grey
+from segtasks.data.problems import Kind, Problem
 from segtasks.data.rgbd import RGBDDataset
-from segtasks.data.samples import DataError
+from segtasks.data.samples import IGNORE_INDEX, DataError
 
 T = TypeVar("T")
 
-Kind = Literal[
-    "missing", "unreadable", "size", "label", "16-bit depth", "duplicate", "overlap", "batch"
-]
-"""What a problem is about."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something to mend; the text names the file and the remedy."""
-
-    kind: Kind
-    text: str
-
 
 @dataclass
-class SplitSurvey:
+class Survey:
     """What a split lists, and what its files hold.
 
     Attributes:
-        path: the split file.
+        counted: what is counted of each class: one, and many.
+        blocking: problems with which no batch can be made, so that none is tried.
+        path: the file that describes the split.
         listed: names of the samples, in the order of the split.
         problems: what is wrong, in the order of the samples.
+        sizes: samples by (height, width).
+    """
+
+    counted: ClassVar[tuple[str, str]]
+    blocking: ClassVar[tuple[Kind, ...]]
+    path: Path
+    listed: list[str]
+    problems: list[Problem] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """How much of each class there is; those beyond the number of classes are a problem."""
+        raise NotImplementedError
+
+    @property
+    def class_images(self) -> npt.NDArray[np.int64]:
+        """Images in which each class occurs, as many as `counts`."""
+        raise NotImplementedError
+
+    @property
+    def total(self) -> int:
+        """What the shares of the classes are shares of."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, str]:
+        """What else is worth knowing: a heading, and what was found."""
+        return {}
+
+
+@dataclass
+class SplitSurvey(Survey):
+    """What a split of images with depth and pixel labels holds.
+
+    Attributes:
         pixels: pixels of each label after the shift, (256,); 255 is unlabelled.
         images: images in which each label occurs, (256,).
-        sizes: samples by (height, width) of their labels, which are read.
         depth_bits: samples by bits per pixel of their depth, 8 or 16.
         largest_depth: the largest raw value of 16-bit depth, 0 where there is none.
     """
 
-    path: Path
-    listed: list[str]
-    problems: list[Problem] = field(default_factory=list)
+    counted = ("pixel", "pixels")
+    blocking = ("missing", "unreadable")
     pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
     images: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     depth_bits: Counter[int] = field(default_factory=Counter)
     largest_depth: int = 0
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Pixels of each label but the one to ignore."""
+        return self.pixels[:IGNORE_INDEX]
+
+    @property
+    def class_images(self) -> npt.NDArray[np.int64]:
+        """Images in which each label occurs."""
+        return self.images[:IGNORE_INDEX]
+
+    @property
+    def total(self) -> int:
+        """Pixels, with those to ignore."""
+        return int(self.pixels.sum())
+
+    def facts(self) -> dict[str, str]:
+        """Depth, and what is not labelled."""
+        depth = ", ".join(f"{bits}-bit ({n:,})" for bits, n in sorted(self.depth_bits.items()))
+        if self.largest_depth:
+            depth += f", largest {self.largest_depth}"
+        share = self.pixels[IGNORE_INDEX] / max(self.total, 1)
+        return {"depth": depth, "pixels without a label": f"{share:.2%}"}
 
 
 @dataclass
@@ -101,7 +146,7 @@ def survey_split(
     return survey
 
 
-def find_overlap(first: SplitSurvey, second: SplitSurvey) -> list[Problem]:
+def find_overlap(first: Survey, second: Survey) -> list[Problem]:
     """Samples that stand in two splits, so that what was trained on would be tested."""
     seen = set(first.listed)
     return [
