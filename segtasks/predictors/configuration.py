@@ -1,0 +1,156 @@
+"""What a checkpoint or configuration files say about a network and its data.
+
+Files, keys and the data's section are read without Jittor, so that a mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jtlightning.checkpoint.container import read_checkpoint
+from jtlightning.checkpoint.foreign import file_kind
+from jtlightning.cli.arguments import Arguments, apply_environment, apply_overrides
+from jtlightning.cli.config import INSIDE, Config, ConfigError, ConfigFinder
+from jtlightning.cli.links import Link, fill
+from jtlightning.cli.program import Program
+from jtlightning.cli.schema import check_keys
+from jtlightning.data.datamodule import DataModule
+from segtasks import config_folders
+from segtasks.predictors.inputs import PredictionError, Preparation
+
+if TYPE_CHECKING:
+    from jtlightning.task import Task
+
+LINKS = (
+    Link("data.num_classes", "task.init_args.model.init_args.num_classes"),
+    Link("data.num_classes", "task.init_args.num_classes"),
+)
+#: Arguments of tasks that name files with weights to start from.
+_START = ("weights", "skip_weights")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration whose data module is made.
+
+    Attributes:
+        config: the sections data and task, and the seed.
+        data: the data module; it has read nothing yet.
+        source: where the configuration stands, for people.
+    """
+
+    config: Config
+    data: DataModule
+    source: str
+
+    @property
+    def preparation(self) -> Preparation:
+        """How validation prepares RGB-D images."""
+        depth_max = self.config.get("data.init_args.depth_max")
+        pad_to = getattr(self.data, "pad_validation", None)
+        return Preparation(
+            channel_order=getattr(self.data, "channel_order", "bgr"),
+            depth_max=None if depth_max is None else float(depth_max),
+            pad_to=None if pad_to is None else (int(pad_to[0]), int(pad_to[1])),
+        )
+
+    @property
+    def seed(self) -> int:
+        """The seed of the trainer."""
+        return int(self.config.get("trainer.seed") or 0)
+
+    @property
+    def class_path(self) -> str:
+        """The class of the task, as it is written."""
+        return str(self.config.get("task.class_path"))
+
+    def build_task(self) -> Task:
+        """Make the task, with weights as its constructor draws them; imports Jittor.
+
+        Raises:
+            ConfigError: a key or value that its classes do not take.
+        """
+        config = Config(copy.deepcopy(self.config.values), self.config.origins)
+        config.values.pop("trainer", None)
+        check_keys(config, object)
+        fill(config, LINKS, self.data)
+        # All weights come from the checkpoint; what training started from may be gone.
+        for name in _START:
+            (config.get("task.init_args") or {}).pop(name, None)
+        base = import_module("jtlightning.task").Task
+        return Program("segtasks", object, base, DataModule).build(config, "task")
+
+
+def read_recipe(
+    ckpt_path: Path,
+    configs: Sequence[str] = (),
+    overrides: Arguments | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Recipe:
+    """Read the configuration of a network, and make its data module.
+
+    Args:
+        ckpt_path: Holds the configuration unless `configs` names files.
+        configs: Files, by path or by the name of a shipped one; later ones are stronger.
+        overrides: Options as those of the trainer's commands; stronger than files.
+        environment: Variables that set keys, as for the trainer's commands.
+
+    Raises:
+        ConfigError: There is no configuration, or something is wrong with it.
+        CheckpointError: The checkpoint is damaged.
+        ValueError: What the data module raises.
+    """
+    config = ConfigFinder(config_folders()).load(configs) if configs else _inside(ckpt_path)
+    apply_environment(config, environment or {}, "SEGTASKS")
+    apply_overrides(config, overrides or Arguments())
+    for part in ("data", "task"):
+        if not config.values.get(part):
+            raise ConfigError(f"the configuration names no {part}; add a file with that section")
+    source = ", ".join(configs) if configs else f"inside {ckpt_path}"
+    return Recipe(config, _build_data(config), source)
+
+
+def has_configuration(ckpt_path: Path) -> bool:
+    """Whether a file is a checkpoint of the command line, which holds its configuration."""
+    return bool(_configuration_of(ckpt_path))
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise PredictionError unless there is a file of this name."""
+    if path.is_file():
+        return
+    if path.is_dir():
+        found = sorted(file.name for file in path.rglob("*.ckpt"))
+        hint = f"; there is {', '.join(found[:4])} below it" if found else ""
+        raise PredictionError(f"checkpoint {path} is a folder; name a file{hint}")
+    raise PredictionError(
+        f"checkpoint {path} does not exist; name a file: .ckpt, .safetensors, .pth or .pkl"
+    )
+
+
+def _inside(ckpt_path: Path) -> Config:
+    values = _configuration_of(ckpt_path)
+    if not values:
+        raise ConfigError(
+            f"{ckpt_path} holds no configuration, as it was not made by the command line; name the"
+            " one that it was trained with: --config FILE, from Python config= or model="
+        )
+    return Config(copy.deepcopy(values), dict.fromkeys(values, f"{INSIDE}{ckpt_path}"))
+
+
+def _configuration_of(path: Path) -> dict[str, Any]:
+    # Other programs write files of this name, too.
+    if path.suffix != ".ckpt" or file_kind(path) in ("torch", "torch_legacy", "jittor"):
+        return {}
+    return read_checkpoint(path, tensors=False).metadata.get("config") or {}
+
+
+def _build_data(config: Config) -> DataModule:
+    only = Config({"data": config.values["data"]}, config.origins)
+    check_keys(only, object)
+    return Program("segtasks", object, object, DataModule).build(only, "data")
