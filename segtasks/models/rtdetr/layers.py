@@ -160,7 +160,7 @@ class MultiheadAttention(nn.Module):
         self.in_proj_bias = jt.zeros((3 * dim,))
         self.out_proj = nn.Linear(dim, dim)
         self.out_proj.bias = jt.zeros((dim,))
-        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.dropout = make_dropout(dropout)
 
     def execute(self, q: jt.Var, k: jt.Var, v: jt.Var, blocked: jt.Var | None = None) -> jt.Var:
         """Attend from queries to keys.
@@ -180,9 +180,7 @@ class MultiheadAttention(nn.Module):
         scores = batched_matmul(queries, keys, transpose_b=True) / math.sqrt(dim // self.heads)
         if blocked is not None:
             scores = scores + blocked.float32() * BLOCKED
-        weights = nn.softmax(scores, -1)
-        if self.dropout is not None:
-            weights = self.dropout(weights)
+        weights = self.dropout(nn.softmax(scores, -1))
         mixed = batched_matmul(weights, values)
         mixed = mixed.reshape(B, self.heads, L, -1).transpose(0, 2, 1, 3).reshape(B, L, dim)
         return self.out_proj(mixed)
@@ -203,6 +201,14 @@ class MultiheadAttention(nn.Module):
         B, L, dim = x.shape
         x = x.reshape(B, L, self.heads, dim // self.heads).transpose(0, 2, 1, 3)
         return x.reshape(B * self.heads, L, dim // self.heads)
+
+
+def make_dropout(probability: float) -> nn.Module:
+    """Dropout that is active from the start, as PyTorch's; Jittor's waits for a call of train().
+
+    Nothing is computed at probability 0.
+    """
+    return nn.Dropout(probability, is_train=True) if probability else nn.Identity()
 
 
 def identical_layers(build: Callable[[], nn.Module], count: int) -> nn.ModuleList:
