@@ -232,7 +232,7 @@ def test_the_network_is_the_task_or_its_model() -> None:
     task, network = Task(), Network()
     assert network_of(task) is task.model
     assert network_of(network) is network
-    task.model = None
+    del task.model
     with pytest.raises(BenchmarkError, match=r"Task has neither execute\(\) nor a `model`"):
         network_of(task)
 
