@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from jtlightning.callbacks.base import Callback
 from jtlightning.callbacks.model_checkpoint import ModelCheckpoint
@@ -12,6 +12,7 @@ from jtlightning.callbacks.progress import RichProgressBar
 from jtlightning.callbacks.summary import ModelSummary
 from jtlightning.loggers.base import Logger
 from jtlightning.loggers.csv import CSVLogger
+from jtlightning.precision import Precision
 from jtlightning.trainer.loaders import count_batches
 
 _AT_LEAST_ONE = ("accumulate_grad_batches", "log_every_n_steps")
@@ -40,6 +41,7 @@ def check(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {arguments[name]!r}; it must be at least 0")
     for name in _LIMITS:
         count_batches(arguments[name], 1, name)
+    _check_choices(arguments)
     _check_cadence(arguments["check_val_every_n_epoch"])
     if not arguments["val_check_interval"]:
         raise ValueError("val_check_interval is 0; use limit_val_batches: 0 for no validation")
@@ -50,6 +52,13 @@ def check(arguments: Mapping[str, Any]) -> None:
     if not 0 <= arguments["seed"] < 2**32:
         raise ValueError(f"seed is {arguments['seed']}; it must be 0 to 4294967295")
     _check_clipping(arguments)
+
+
+def _check_choices(arguments: Mapping[str, Any]) -> None:
+    if arguments["precision"] not in get_args(Precision):
+        raise ValueError(
+            f"precision is {arguments['precision']!r}; choose one of {get_args(Precision)}"
+        )
 
 
 def validates(cadence: int | Sequence[tuple[int, int]], epoch: int) -> bool:

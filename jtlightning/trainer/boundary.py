@@ -45,12 +45,16 @@ class Boundary:
         trainer = self._trainer
         if trainer.at_step_boundary or self.updating:
             return
-        self.restore_statistics()
-        trainer.metrics.drop_after(self._logged)
+        self.forget_forward()
         state = trainer.state
         state.batch_in_epoch, state.validation_due = self._batch_in_epoch, self._validation_due
         trainer.in_training_step = False
         trainer.at_step_boundary = True
+
+    def forget_forward(self) -> None:
+        """Undo what forward passes since the boundary did: statistics, and values logged."""
+        self.restore_statistics()
+        self._trainer.metrics.drop_after(self._logged)
 
     def restore_statistics(self) -> None:
         """Give the task the running statistics of the boundary."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jtlightning.data.datamodule import DataModule
     from jtlightning.loggers.base import Logger
     from jtlightning.optim import OptimizerDriver
+    from jtlightning.precision import LossScaler, Precision
     from jtlightning.run_directory import RunDirectory
     from jtlightning.task import Task
     from jtlightning.trainer.hooks import Hooks
@@ -56,6 +57,8 @@ class Running:
     max_steps: int
     max_time_s: float | None
     min_epochs: int
+    precision: Precision
+    scaler: LossScaler | None
     seed: int
     observers: list[Callable[[str], AbstractContextManager[Any]]]
     # Of the running session.

@@ -14,6 +14,7 @@ import jittor as jt
 from jtlightning.accelerator import immediate_execution
 from jtlightning.checkpoint.container import Checkpoint, read_checkpoint
 from jtlightning.optim import OptimizerDriver
+from jtlightning.precision import mixed_precision
 from jtlightning.run_directory import RunDirectory, find_checkpoint
 from jtlightning.trainer import snapshot
 from jtlightning.trainer.evaluate import enter_training_mode, evaluate
@@ -82,7 +83,10 @@ class Session:
                 self._datamodule.setup(self.stage)
             trainer.hooks.call("setup", self.stage)
             self._restore_weights()
-            with immediate_execution(trainer.detect_anomaly):
+            with (
+                immediate_execution(trainer.detect_anomaly),
+                mixed_precision(self.task, trainer.precision),
+            ):
                 body()
             status = "stopped" if trainer.interrupted else "finished"
         except BaseException as error:

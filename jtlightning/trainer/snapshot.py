@@ -52,6 +52,9 @@ def _capture_training(trainer: Running, checkpoint: Checkpoint) -> None:
         checkpoint.tensors.update(driver.state_tensors())
         entry = {"class": type(driver.optimizer).__name__, "updates": driver.updates}
         checkpoint.metadata["optimizer"].append(entry)
+    scaler = trainer.scaler
+    checkpoint.metadata["precision"] = trainer.precision
+    checkpoint.metadata["loss_scaler"] = None if scaler is None else scaler.state_dict()
     checkpoint.metadata["schedule"] = [driver.describe_schedule() for driver in trainer.drivers]
     checkpoint.metadata["data"] = {
         "num_training_batches": trainer.num_training_batches,
@@ -124,6 +127,8 @@ def restore_training(trainer: Running, checkpoint: Checkpoint, source: str) -> N
     """Restore optimizer, metrics, data module and loggers; the position has been before."""
     metadata = checkpoint.metadata
     _restore_optimizers(trainer.drivers, checkpoint, source)
+    if trainer.scaler is not None and metadata["loss_scaler"] is not None:
+        trainer.scaler.load_state_dict(metadata["loss_scaler"])
     trainer.metrics.load_state_dict(metadata["metrics"])
     for logger in trainer.loggers:
         if logger.state_key in metadata["loggers"]:
@@ -135,6 +140,7 @@ def restore_training(trainer: Running, checkpoint: Checkpoint, source: str) -> N
     for what, saved, now in (
         ("batches per epoch", data["num_training_batches"], trainer.num_training_batches),
         ("seed", metadata["seed"], trainer.seed),
+        ("precision", metadata["precision"], trainer.precision),
     ):
         if saved != now:
             log.warning(

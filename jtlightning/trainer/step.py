@@ -42,7 +42,9 @@ class Stepper:
         self.boundary = Boundary(trainer, task)
         self.window_done = 0  # micro-batches of the open accumulation window
         self.window_size = 1
+        self._scaler = trainer.scaler
         self._checks = not trainer.barebones
+        self._overflow = False  # of a scaled loss in the open window
         self._norm: jt.Var | None = None  # of the gradients of the complete window
         self._batch: Any = None
         self._losses: list[jt.Var] = []  # of manual optimisation, since the last update
@@ -67,7 +69,7 @@ class Stepper:
             outputs = self._forward_backward(batch, index)
             self.window_done += 1
             if self.window_done == self.window_size:
-                self._update(trainer.drivers[0], self._norm)
+                self._update_or_skip(trainer.drivers[0], self._norm)
                 self._reach_boundary()
         else:
             outputs = self._training_step(batch, index)
@@ -80,7 +82,7 @@ class Stepper:
         """Gradients that a task with manual optimisation asks for inside its training step."""
         self.hooks.call("on_before_backward", loss)
         with self.trainer.observe("backward"):
-            driver.optimizer.backward(loss)
+            driver.optimizer.backward(self._scaled(loss))
         self.hooks.call("on_after_backward")
         self._losses.append(loss)
 
@@ -90,13 +92,9 @@ class Stepper:
         norm = self._norm_of(gradients)
         with self.trainer.observe("synchronize"):
             jt.sync([*gradients, *self._losses, *([] if norm is None else [norm])])
-            if self._checks:
-                index = self.trainer.state.batch_in_epoch
-                for loss in self._losses:
-                    self._check_loss(loss, index)
-                self._check_gradients(norm, index, driver)
+            self._check(self._losses, norm, self.trainer.state.batch_in_epoch, driver)
         self._losses.clear()
-        self._update(driver, norm)
+        self._update_or_skip(driver, norm)
 
     def _seed(self) -> None:
         reseed(self.trainer.seed, self.trainer.state.global_step, self.window_done, 0)
@@ -116,9 +114,10 @@ class Stepper:
         share = loss / self.window_size if self.window_size > 1 else loss
         self.hooks.call("on_before_backward", share)
         with trainer.observe("backward"):
-            driver.optimizer.backward(share)
+            driver.optimizer.backward(self._scaled(share))
         self.hooks.call("on_after_backward")
-        if not self._checks and self.window_size == 1 and trainer.gradient_clip_val is None:
+        looks = self._checks or self._scaler or trainer.gradient_clip_val is not None
+        if not looks and self.window_size == 1:
             return outputs  # nothing is read, and the boundary that follows executes it
         gradients = [g for _, g in driver.gradients()]
         wanted = [*gradients, loss]
@@ -128,16 +127,35 @@ class Stepper:
         with trainer.observe("synchronize"):
             # Left unsynced, every micro-batch of the window would keep its graph alive.
             jt.sync(wanted)
-            if self._checks:
-                self._check_loss(loss, index)
-                self._check_gradients(self._norm, index, driver)
+            self._check([loss], self._norm, index, driver)
         return outputs
 
+    def _scaled(self, loss: jt.Var) -> jt.Var:
+        return loss if self._scaler is None else self._scaler.scaled(loss)
+
     def _norm_of(self, gradients: list[jt.Var]) -> jt.Var | None:
-        """The norm where it is needed: to be checked, or to clip by."""
+        """The norm where it is needed, to be checked or to clip by; of a window's true gradients.
+
+        Call it once per window: gradients of a scaled loss are divided by the scale first.
+        """
         trainer = self.trainer
+        if self._scaler is not None:
+            self._scaler.unscale(gradients)
         clips = trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm == "norm"
-        return gradient_norm(gradients) if gradients and (self._checks or clips) else None
+        wanted = self._checks or self._scaler or clips
+        return gradient_norm(gradients) if gradients and wanted else None
+
+    def _check(
+        self, losses: list[jt.Var], norm: jt.Var | None, index: int, driver: OptimizerDriver
+    ) -> None:
+        """See whether all is finite; a scaled loss that overflows is remembered, else it raises."""
+        if self._scaler is not None and not self._scaler.exhausted:
+            values = [*losses, *([] if norm is None else [norm])]
+            self._overflow |= not all(math.isfinite(value.item()) for value in values)
+        elif self._checks:
+            for loss in losses:
+                self._check_loss(loss, index)
+            self._check_gradients(norm, index, driver)
 
     def _check_loss(self, loss: jt.Var, index: int) -> None:
         value = loss.item()
@@ -182,6 +200,22 @@ class Stepper:
             f"epoch {state.epoch}, batch {index}, at step {state.global_step}"
             f"{names_of(self._batch)}"
         )
+
+    def _update_or_skip(self, driver: OptimizerDriver, norm: jt.Var | None) -> None:
+        scaler = self._scaler
+        if scaler is None:
+            self._update(driver, norm)
+            return
+        if self._overflow:
+            self.boundary.forget_forward()  # its statistics and logged values may be infinite
+            driver.optimizer.zero_grad()
+            scaler.overflowed()
+        else:
+            self._update(driver, norm)
+            scaler.went_well()
+        self._overflow = False
+        self.trainer.record("train/loss_scale", scaler.scale, True, False, False, 1)
+        self.trainer.record("train/skipped_steps", scaler.skipped, True, False, False, 1)
 
     def _update(self, driver: OptimizerDriver, norm: jt.Var | None) -> None:
         """Clip, update, average, lazily."""

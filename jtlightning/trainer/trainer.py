@@ -11,6 +11,7 @@ from jtlightning.accelerator import Accelerator, be_deterministic, select_device
 from jtlightning.callbacks.base import Callback
 from jtlightning.data.datamodule import DataModule
 from jtlightning.loggers.base import Logger
+from jtlightning.precision import LossScaler, Precision
 from jtlightning.profiler import Profiler, make_profiler
 from jtlightning.seed import seed_everything
 from jtlightning.state import Stage
@@ -28,6 +29,9 @@ class Trainer(Running):
 
     Args:
         accelerator: `cpu`, `cuda`, or `auto` for CUDA where it can be used.
+        precision: 32; `16-mixed` or `bf16-mixed`: convolutions and linear layers compute in 16
+            bits, all else and the weights stay in float32. `16-mixed` scales the loss, and skips
+            steps whose gradients overflow.
         max_epochs: Stop after that many epochs; 1000 where no limit at all is given.
         max_steps: Stop after that many steps; -1 for no limit.
         max_time: Stop after this training time, `DD:HH:MM:SS`; the run can be continued.
@@ -68,6 +72,7 @@ class Trainer(Running):
         self,
         *,
         accelerator: Accelerator = "auto",
+        precision: Precision = 32,
         max_epochs: int | None = None,
         max_steps: int = -1,
         max_time: str | None = None,
@@ -101,6 +106,8 @@ class Trainer(Running):
         signals.reclaim()
         signals.end_compile_pool()
         self.device = select_device(accelerator)
+        self.precision = precision
+        self.scaler = LossScaler() if precision == "16-mixed" else None
         if deterministic:
             be_deterministic()
         self.detect_anomaly = detect_anomaly
