@@ -160,8 +160,7 @@ def resize(sample: DetectionSample, size: tuple[int, int]) -> DetectionSample:
     (old_height, old_width), (height, width) = sample.size, size
     pixels = Image.fromarray(np.ascontiguousarray(sample.image))
     image = np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR))
+    # In float64: rounding could push a box out of the image otherwise, and `sanitize` drop it.
     factors = np.array([width / old_width, height / old_height] * 2)
-    # Rounding must not push a box out of the image, or it would be dropped with `sanitize`.
-    boxes = (sample.objects.boxes_xyxy * factors).astype(np.float32)
-    boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))
-    return replace(sample, image=image, objects=sample.objects.moved_to(boxes))
+    moved = sample.objects.moved_to(sample.objects.boxes_xyxy * factors)
+    return replace(sample, image=image, objects=moved)

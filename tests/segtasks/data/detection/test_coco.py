@@ -82,6 +82,17 @@ def test_labels_are_ranks_of_the_category_ids_and_boxes_become_corners(root: Pat
     assert first.image[0, 0].tolist() == [0, 0, 255]
 
 
+def test_objects_of_an_image_stay_in_the_order_of_the_file(root: Path) -> None:
+    content = contents()
+    content["annotations"] = [
+        annotation(n, (30, 10, 20)[n % 3], 3, [n / 10, 0, 5, 5]) for n in range(300)
+    ]
+    dataset = DetectionDataset(read(root, content), crowd=False)
+    for index, first in enumerate((1, 2, 0)):
+        left = dataset[index].objects.boxes_xyxy[:, 0]
+        assert left.tolist() == np.array([n / 10 for n in range(first, 300, 3)], "f4").tolist()
+
+
 def test_crowds_are_kept_where_asked_for_and_flagged(root: Path) -> None:
     objects = DetectionDataset(read(root, contents()), crowd=True)[0].objects
     assert objects.crowd.tolist() == [False, True]

@@ -280,6 +280,16 @@ def test_without_strong_changes_only_mirror_and_size_are_left() -> None:
         assert (result.image == expected.image).all()
 
 
+def test_boxes_too_small_before_the_resize_are_dropped_and_those_after_it() -> None:
+    generator = np.random.default_rng(0)
+    boxes = [[5, 5, 5.6, 20], [5, 5, 7, 20], [5, 5, 25, 25]]
+    sample = replace(painted([]), objects=objects(boxes))
+    enlarge = DetectionAugmentation().transform((600, 800), strong=False)
+    assert enlarge(sample, generator).objects.labels.tolist() == [1, 2]
+    shrink = DetectionAugmentation().transform((20, 20), strong=False)
+    assert shrink(sample, generator).objects.labels.tolist() == [2]
+
+
 def test_validation_resizes_as_pillow_does_and_drops_no_box(rng: np.random.Generator) -> None:
     image = rng.integers(0, 256, (30, 50, 3), np.uint8)
     sample = DetectionSample(image, objects([3, 3, 3.1, 20]), 1, (50, 30), "a")
