@@ -27,17 +27,21 @@ __all__ = [
 
 
 def check() -> list[Finding]:
-    """Look at everything that Jittor needs; findings of level `error` mean that it cannot start."""
+    """Look at what Jittor needs on a CPU; findings of level `error`: it cannot start."""
     from jtlightning.runtime import checks
 
     return checks.check()
 
 
-def report() -> Report:
-    """Gather what `segtasks doctor` shows: the findings, the variables and the kernel cache."""
+def report(*, gpu: bool = False) -> Report:
+    """Gather what `segtasks doctor` shows: the findings, the variables and the kernel cache.
+
+    Args:
+        gpu: Count it as an error that a GPU cannot be used.
+    """
     from jtlightning.runtime import facts
 
-    return facts.report()
+    return facts.report(gpu=gpu)
 
 
 def capture_chatter(log_file: Path) -> Chatter | None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jtlightning.runtime import onednn, toolchain
+from jtlightning.runtime import cuda, onednn, toolchain
 
 Level = Literal["ok", "note", "warning", "error"]
 OLDEST, NEWEST = (3, 10), (3, 12)
@@ -33,9 +33,25 @@ def check() -> list[Finding]:
     return [*check_toolchain(), _jittor(), _onednn(), _variables(), _space()]
 
 
+def check_gpu(choice: cuda.Choice, *, required: bool) -> list[Finding]:
+    """The steps to a CUDA build as findings.
+
+    Without a device there is nothing to mend, unless the GPU is `required`: then a step that
+    failed is an error.
+    """
+    if not required:
+        failed: Level = "warning"
+        steps = [step for step in choice.steps if step.ok or step.name != cuda.DEVICE_STEP]
+    else:
+        failed, steps = "error", choice.steps
+    return [
+        Finding(step.name, "ok" if step.ok else failed, step.found, step.remedy) for step in steps
+    ]
+
+
 def check_toolchain() -> list[Finding]:
     """Look only at what Jittor dies without, in a few milliseconds."""
-    return [_python(), _compiler(), _headers(), _folders()]
+    return [_python(), _numpy(), _compiler(), _headers(), _folders()]
 
 
 def _python() -> Finding:
@@ -46,6 +62,16 @@ def _python() -> Finding:
     return Finding(
         "Python", "error", found, "use Python 3.10, 3.11 or 3.12 (Jittor 1.3.11 needs numpy 1)"
     )
+
+
+def _numpy() -> Finding:
+    import numpy  # Jittor imports it as well
+
+    if numpy.__version__.startswith("1."):
+        return Finding("NumPy", "ok", numpy.__version__)
+    # Jittor reads NumPy 1's structures: with NumPy 2 every array arrives as garbage.
+    found = f"{numpy.__version__}, but Jittor 1.3.11 copies arrays wrongly with NumPy 2"
+    return Finding("NumPy", "error", found, f"{sys.executable} -m pip install 'numpy<2'")
 
 
 def _compiler() -> Finding:

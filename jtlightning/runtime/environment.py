@@ -1,7 +1,8 @@
 """Set the variables that Jittor reads at its import, and link oneDNN where it looks for it.
 
-A variable that the user has set is never changed. The names of those set here are kept in
-`JTLIGHTNING_PREPARED`, so that child processes and `segtasks doctor` can tell both apart.
+A variable that the user has set is never changed, but for `PYTHONPATH`, which a changed Jittor is
+put in front of. The names of those set here are kept in `JTLIGHTNING_PREPARED`, so that child
+processes and `segtasks doctor` can tell both apart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import warnings
 from importlib.machinery import ModuleSpec
 
 from jtlightning.runtime import cuda, onednn, toolchain
+from jtlightning.runtime.cuda import handover
 
 TYPE_CHECKING = False  # as in __init__: typing is not imported for this
 if TYPE_CHECKING:
@@ -38,11 +40,20 @@ def prepare() -> None:
         _warn_if_slow()
         return
     mine = set(os.environ.get(PREPARED, "").split())
-    for name, value in _defaults(cuda_decided="nvcc_path" in os.environ).items():
+    if "nvcc_path" in mine and handover.is_stale():
+        _forget_cuda(mine)
+    values = _defaults()
+    if "nvcc_path" not in os.environ:
+        values |= _cuda()
+    if not {"nccl_include_path", "nccl_lib_path"} <= {*values, *os.environ}:
+        values["use_nccl"] = "0"  # downloads NCCL 2.8.4, as the others do
+    for name, value in values.items():
         if name not in os.environ:
             os.environ[name] = value
             mine.add(name)
     os.environ[PREPARED] = " ".join(sorted(mine))
+    if handover.VARIABLE in os.environ:
+        handover.put_first(os.environ[handover.VARIABLE])
     if not any(isinstance(finder, _Guard) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Guard())
 
@@ -57,8 +68,32 @@ def wants_verbose() -> bool:
     return bool(os.environ.get(VERBOSE)) or os.environ.get("log_v", "0") not in ("", "0")
 
 
-def _defaults(*, cuda_decided: bool) -> dict[str, str]:
-    """Our value for every variable, as Jittor 1.3.11 reads them."""
+def _cuda() -> dict[str, str]:
+    """Our values for what decides between CUDA and the CPU."""
+    choice = cuda.choose()
+    failed = [step for step in choice.steps if not step.ok and step.name == cuda.JITTOR_STEP]
+    for step in failed:
+        # Everything else is there, so CUDA is wanted.
+        warnings.warn(
+            f"Jittor will use the CPU only: {step.found}; run: {step.remedy}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    values = {"nvcc_path": choice.nvcc, **choice.variables}
+    return {**values, handover.VARIABLE: choice.site} if choice.site else values
+
+
+def _forget_cuda(mine: set[str]) -> None:
+    """Have CUDA looked for again: the folder that a parent process made has been deleted."""
+    for name in mine & {"nvcc_path", "nccl_include_path", "nccl_lib_path"}:
+        del os.environ[name]
+        mine.discard(name)
+    mine.discard(handover.VARIABLE)
+    handover.take_back()
+
+
+def _defaults() -> dict[str, str]:
+    """Our value for every other variable, as Jittor 1.3.11 reads them."""
     values = {
         # Otherwise `import jittor` imports torch wherever it is installed.
         "FIX_TORCH_ERROR": "0",
@@ -75,12 +110,8 @@ def _defaults(*, cuda_decided: bool) -> dict[str, str]:
         "use_cutlass": "0",
         "use_cutt": "0",
     }
-    if not ("nccl_include_path" in os.environ and "nccl_lib_path" in os.environ):
-        values["use_nccl"] = "0"  # downloads NCCL 2.8.4 as well
     if not wants_verbose() and "log_v" not in os.environ:
         values["log_silent"] = "1"
-    if not cuda_decided:
-        values["nvcc_path"] = cuda.choose().nvcc
     config = toolchain.missing_python_config(toolchain.jittor_home())
     if config:
         values["python_config_path"] = config

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jtlightning.runtime import checks, cuda, environment, toolchain
+from jtlightning.runtime.cuda import handover, toolkits
 
 # Every variable that Jittor 1.3.11 reads when it is imported and that changes what it builds.
 VARIABLES = (
@@ -18,6 +19,7 @@ VARIABLES = (
     "use_cutt", "use_cutlass", "use_nccl", "nccl_include_path", "nccl_lib_path",
     "use_mpi", "mpicc_path", "FIX_TORCH_ERROR", "DISABLE_MULTIPROCESSING",
     "use_parallel_op_compiler", "gdb_path", "log_silent", "log_v", environment.VERBOSE,
+    handover.VARIABLE,
 )  # fmt: skip
 PACKAGES = ("jittor", "numpy", "opencv-python-headless", "safetensors", "tensorboardX", "wandb")
 
@@ -63,11 +65,16 @@ class Report(NamedTuple):
         return all(finding.level != "error" for finding in self.findings)
 
 
-def report() -> Report:
-    """Look at the machine; takes a fraction of a second, more with a large kernel cache."""
+def report(*, gpu: bool = False) -> Report:
+    """Look at the machine; takes a fraction of a second, more with a large kernel cache.
+
+    Args:
+        gpu: Count it as an error that a GPU cannot be used.
+    """
+    choice = _choice()
     return Report(
-        findings=checks.check(),
-        device=_device(),
+        findings=[*checks.check(), *checks.check_gpu(choice, required=gpu)],
+        device=_device(choice),
         cache=_cache(),
         variables=[
             Variable(name, os.environ[name], _setter(name))
@@ -78,18 +85,25 @@ def report() -> Report:
     )
 
 
-def _device() -> Device:
-    toolkits = [_describe(toolkit) for toolkit in cuda.find_toolkits()]
-    choice = cuda.choose()
-    if "nvcc_path" in os.environ and not environment.set_by_us("nvcc_path"):
-        choice = cuda.Choice(os.environ["nvcc_path"], "nvcc_path was set by you")
-    return Device("cuda" if choice.nvcc else "cpu", choice.reason, _driver(), toolkits)
+def _choice() -> cuda.Choice:
+    if "nvcc_path" not in os.environ or environment.set_by_us("nvcc_path"):
+        return cuda.choose()
+    nvcc = os.environ["nvcc_path"]
+    found = f"nvcc_path was set by you to {nvcc!r}, so no other is looked for"
+    if nvcc:
+        return cuda.Choice(nvcc, found, "", {}, [cuda.Step("CUDA toolkit", True, found, "")])
+    step = cuda.Step(cuda.DEVICE_STEP, False, found, "unset nvcc_path")
+    return cuda.Choice("", found, "", {}, [step])
 
 
-def _describe(toolkit: cuda.Toolkit) -> str:
+def _device(choice: cuda.Choice) -> Device:
+    found = [_describe(toolkit) for toolkit in toolkits.find()]
+    return Device("cuda" if choice.nvcc else "cpu", choice.reason, _driver(), found)
+
+
+def _describe(toolkit: toolkits.Toolkit) -> str:
     version = ".".join(map(str, toolkit.version))
-    cudnn = f"cuDNN {toolkit.cudnn}" if toolkit.cudnn else "no cuDNN"
-    return f"CUDA {version} at {toolkit.root}, {cudnn}"
+    return f"CUDA {version} at {toolkit.root}"
 
 
 def _driver() -> str | None:

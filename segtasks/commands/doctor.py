@@ -59,12 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
+        "--gpu", action="store_true", help="end with 1 also when a GPU cannot be used"
+    )
+    parser.add_argument(
         "--deep",
         action="store_true",
         help="also import Jittor and compute a convolution (minutes, the first time)",
     )
     arguments = parser.parse_args(argv)
-    report = runtime.report()
+    report = runtime.report(gpu=arguments.gpu)
     trial = try_jittor() if arguments.deep and report.can_train else None
     if arguments.json:
         sys.stdout.write(json.dumps(as_dict(report, trial), indent=2) + "\n")
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = Console()
         console.print(table(report, trial))
         # Commands to copy are never broken into lines.
-        console.print(verdict(report, trial), soft_wrap=True)
+        console.print(verdict(report, trial, gpu=arguments.gpu), soft_wrap=True)
     return 0 if report.can_train and (trial is None or trial.ok) else 1
 
 
@@ -132,17 +135,18 @@ def _cache_text(report: Report) -> str:
     return f"{cache.folder}: {cache.kernels} kernels, {cache.size / 1e6:.0f} MB"
 
 
-def verdict(report: Report, trial: Trial | None) -> str:
-    """The remedies, worst first, and whether training can run."""
+def verdict(report: Report, trial: Trial | None, *, gpu: bool = False) -> str:
+    """The remedies, worst first, and whether training can run, on a GPU where that was asked."""
+    training = "Training on a GPU" if gpu else "Training"
     todo = [item for item in report.findings if item.remedy]
     todo.sort(key=lambda item: item.level != "error")
     lines = [_remedy(item) for item in todo]
     if trial and not trial.ok:
         lines.append("[red]Jittor fails although everything it needs seems to be there.[/]")
     if not report.can_train:
-        lines.append("[red]Training cannot run on this machine yet.[/]")
+        lines.append(f"[red]{training} cannot run on this machine yet.[/]")
     elif trial is None or trial.ok:
-        lines.append("[green]Training can run on this machine.[/]")
+        lines.append(f"[green]{training} can run on this machine.[/]")
     return "\n".join(lines)
 
 

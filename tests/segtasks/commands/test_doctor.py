@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jtlightning.runtime import toolchain
+from jtlightning.runtime import cuda, facts, toolchain
 from segtasks.commands import doctor
 
 REPOSITORY = Path(__file__).parents[3]
@@ -95,6 +95,63 @@ def test_a_failed_trial_ends_with_one(
     monkeypatch.setattr(doctor, "_TRIAL", "raise SystemExit(3)")
     assert doctor.main(["--deep"]) == 1
     assert "Jittor fails although" in capsys.readouterr().out
+
+
+def gpu_choice(monkeypatch: pytest.MonkeyPatch, *steps: cuda.Step) -> None:
+    """Have the doctor find these steps to a GPU."""
+    nvcc = "/cuda/bin/nvcc" if all(step.ok for step in steps) else ""
+    choice = cuda.Choice(nvcc, steps[-1].found, "", {}, list(steps))
+    monkeypatch.setattr(facts, "_choice", lambda: choice)
+
+
+def test_a_gpu_that_cannot_be_used_is_an_error_only_where_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "pip install 'segtasks[cuda13]'"
+    gpu_choice(
+        monkeypatch,
+        cuda.Step("NVIDIA driver", True, "up to CUDA 13.0, 1 device(s): sm_90", ""),
+        cuda.Step("CUDA toolkit", False, "CUDA 13.0 at /cuda lacks cuDNN", command),
+    )
+    assert doctor.main([]) == 0
+    output = capsys.readouterr().out
+    # Brackets are no markup, and the command stands on a line of its own.
+    assert f"warning CUDA toolkit: {command}\n" in output
+    assert output.endswith("Training can run on this machine.\n")
+    assert doctor.main(["--gpu"]) == 1
+    output = capsys.readouterr().out
+    assert f"missing CUDA toolkit: {command}\n" in output
+    assert output.endswith("Training on a GPU cannot run on this machine yet.\n")
+
+
+def test_each_step_to_the_gpu_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("NVIDIA device", "NVIDIA driver", "CUDA toolkit", "cuDNN", cuda.JITTOR_STEP)
+    gpu_choice(monkeypatch, *(cuda.Step(name, True, f"found {name}", "") for name in names))
+    assert doctor.main(["--gpu"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"found {name}" in output for name in names)
+    assert output.endswith("Training on a GPU can run on this machine.\n")
+
+
+def test_no_gpu_is_no_fault_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda, "has_device_file", lambda: False)
+    monkeypatch.setattr(facts, "_choice", cuda.choose)
+    assert doctor.main([]) == 0
+    assert "--gpus" not in capsys.readouterr().out
+    assert doctor.main(["--gpu"]) == 1
+    assert "--gpus all" in capsys.readouterr().out
+
+
+def test_numpy_2_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("numpy.__version__", "2.1.0")
+    assert doctor.main([]) == 1
+    assert "pip install 'numpy<2'" in capsys.readouterr().out
 
 
 @pytest.mark.slow
