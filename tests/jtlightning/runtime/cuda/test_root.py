@@ -66,9 +66,9 @@ def test_a_bare_toolkit_is_completed_by_packages_and_comes_first(tmp_path: Path)
     assert names == ["common_functions.h", "host_config.h"]
 
 
-def test_nvcc_is_a_file_that_calls_the_real_one_with_the_libraries(
-    tmp_path: Path, packaged: Toolkit
-) -> None:
+def test_nvcc_is_a_file_that_calls_the_real_one_with_the_libraries(tmp_path: Path) -> None:
+    site = make_packages(tmp_path / "a site's")
+    packaged = read(site / "nvidia" / "cu13" / "bin" / "nvcc")
     folder = root.assemble(tmp_path / "a cache's", packaged, joined(packaged)[0])
     nvcc = folder / "bin" / "nvcc"
     assert not nvcc.is_symlink()

@@ -67,8 +67,13 @@ def test_the_compiler_of_pip_s_packages_is_found_after_the_system_s(
     assert roots[-1] == site / "nvidia" / "cu13"
 
 
-def test_the_packages_compiler_is_never_used_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("short_name", [False, True])
+def test_libraries_where_jittor_does_not_look_are_never_used_as_they_are(
+    tmp_path: Path, short_name: bool
+) -> None:
     home = make_packages(tmp_path / "site") / "nvidia" / "cu13"
+    if short_name:  # as in a Conda environment
+        (home / "lib" / "libcudart.so").touch()
     make_cudnn(home / "include", home / "lib", 8, plain=True)
     toolkit = toolkits.read(home / "bin" / "nvcc")
     assert toolkit is not None
