@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _DFORMER = "result table of DFormer (ICLR 2024)"
+_RTDETR = "result table of RT-DETR (CVPR 2024), score of the weights released for PyTorch"
 _DFORMERV2 = "result table of DFormerv2 (CVPR 2025)"
 
 
@@ -25,6 +26,7 @@ class Published:
         source: Where all this is printed.
         operations_per_mac: 1 where a multiply-accumulate is one operation, 2 where it is two.
         counts_products: Whether products of matrices outside of layers are counted as well.
+        multi_scale: Whether the score is that of five scales and flip.
     """
 
     dataset: str
@@ -38,6 +40,7 @@ class Published:
     source: str
     operations_per_mac: int = 1
     counts_products: bool = False
+    multi_scale: bool = False
 
 
 def find_published(model: str, num_classes: int, decoder: str | None = None) -> Published | None:
@@ -68,6 +71,7 @@ def _rgbd(
             flops_g=nyu[0],
             size=(480, 640),
             source=source,
+            multi_scale=True,
         ),
         Published(
             dataset="SUNRGBD",
@@ -79,6 +83,25 @@ def _rgbd(
             flops_g=sun[0],
             size=(530, 730),
             source=source,
+            multi_scale=True,
+        ),
+    )
+
+
+def _rtdetr(parameters_m: float, flops_g: float, ap: float) -> tuple[Published]:
+    """The row of an RT-DETR: AP in per cent of the released weights on COCO val2017."""
+    return (
+        Published(
+            dataset="COCO val2017",
+            num_classes=80,
+            images=5000,
+            metric="test/ap",
+            score=ap / 100,
+            parameters_m=parameters_m,
+            flops_g=flops_g,
+            size=(640, 640),
+            source=_RTDETR,
+            operations_per_mac=2,
         ),
     )
 
@@ -92,4 +115,9 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = {
     "dformerv2_s": _rgbd(_DFORMERV2, 26.7, (33.9, 56.0), (43.7, 51.5)),
     "dformerv2_b": _rgbd(_DFORMERV2, 53.9, (67.2, 57.7), (86.9, 52.8)),
     "dformerv2_l": _rgbd(_DFORMERV2, 95.5, (124.1, 58.4), (160.5, 53.3)),
+    "rtdetr_r18": _rtdetr(20, 60, 46.4),
+    "rtdetr_r34": _rtdetr(31, 92, 48.9),
+    "rtdetr_r50_m": _rtdetr(36, 100, 51.3),
+    "rtdetr_r50": _rtdetr(42, 136, 53.1),
+    "rtdetr_r101": _rtdetr(76, 259, 54.3),
 }
