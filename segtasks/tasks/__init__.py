@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from segtasks.tasks.detection import RTDETRTask
 from segtasks.tasks.segmentation import SegmentationTask
 
-__all__ = ["SegmentationTask"]
+__all__ = ["RTDETRTask", "SegmentationTask"]
