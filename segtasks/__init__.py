@@ -12,13 +12,14 @@ from jtlightning import runtime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from segtasks.predictors import load_detector as load_detector
     from segtasks.predictors import load_segmenter as load_segmenter
 
 __version__ = "0.1.0"
 
 runtime.prepare()
 
-_PREDICTORS = ("load_segmenter",)
+_PREDICTORS = ("load_detector", "load_segmenter")
 
 
 def config_folders() -> list[Path]:

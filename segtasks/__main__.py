@@ -23,7 +23,7 @@ TRAINER_COMMANDS = {
     "fit": "train a model, from scratch or from a checkpoint",
     "validate": "measure a model on the validation data",
     "test": "measure a model on the test data",
-    "predict": "write what a model predicts for the test data",
+    "predict": "write what a model predicts, for the test data or for files (--rgb)",
 }
 
 #: Command -> (module with `main(argv) -> int`, what it does).
@@ -32,6 +32,7 @@ COMMANDS = {
     "audit": ("segtasks.commands.audit", "compare a model with recorded reference outputs"),
     "benchmark": ("segtasks.commands.benchmark", "count and time networks, beside the papers"),
     "convert": ("segtasks.commands.convert", "turn weights or configurations into other formats"),
+    "reproduce": ("segtasks.commands.reproduce", "an official checkpoint against its paper"),
     "data": ("segtasks.commands.data", "render built-in scenes (rooms), check a data set (check)"),
 }
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if command == "--print-completion":
         return _print_completion(options)
+    if command == "predict":
+        return _predict(options)
     if command in TRAINER_COMMANDS:
         return _train(command, options)
     if command in COMMANDS:
@@ -80,6 +83,17 @@ def _train(command: str, options: list[str]) -> int:
         packages=PACKAGES,
         offered=("segtasks.data", "segtasks.tasks", "jtlightning.callbacks"),
     )
+
+
+def _predict(options: list[str]) -> int:
+    """The tool for files, or the trainer's command for the configured data."""
+    from segtasks.commands import predict
+
+    if predict.names_inputs(options):
+        return _run(predict.__name__, options)
+    if {"-h", "--help"} & {*options}:
+        sys.stdout.write(f"{predict.help_text()}\nwithout --rgb and --split:\n\n")
+    return _train("predict", options)
 
 
 def _print_completion(options: list[str]) -> int:

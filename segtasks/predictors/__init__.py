@@ -9,15 +9,21 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from segtasks.predictors.detection import DetectionResult as DetectionResult
+    from segtasks.predictors.detection import Detector as Detector
     from segtasks.predictors.inputs import PredictionError as PredictionError
+    from segtasks.predictors.loading import load_detector as load_detector
     from segtasks.predictors.loading import load_segmenter as load_segmenter
     from segtasks.predictors.result import SegmentationResult as SegmentationResult
     from segtasks.predictors.segmentation import Segmenter as Segmenter
 
 _HOMES = {
+    "DetectionResult": "detection",
+    "Detector": "detection",
     "PredictionError": "inputs",
     "SegmentationResult": "result",
     "Segmenter": "segmentation",
+    "load_detector": "loading",
     "load_segmenter": "loading",
 }
 __all__ = [*_HOMES]

@@ -6,6 +6,7 @@ Files, keys and the data's section are read without Jittor, so that a mistake is
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,15 +17,18 @@ from jtlightning.checkpoint.container import read_checkpoint
 from jtlightning.checkpoint.foreign import file_kind
 from jtlightning.cli.arguments import Arguments, apply_environment, apply_overrides
 from jtlightning.cli.config import INSIDE, Config, ConfigError, ConfigFinder
-from jtlightning.cli.links import Link, fill
+from jtlightning.cli.links import Link, fill, hold_places
 from jtlightning.cli.program import Program
 from jtlightning.cli.schema import check_keys
 from jtlightning.data.datamodule import DataModule
 from segtasks import config_folders
+from segtasks.data.samples import DataError
 from segtasks.predictors.inputs import PredictionError, Preparation
 
 if TYPE_CHECKING:
     from jtlightning.task import Task
+
+_log = logging.getLogger(__name__)
 
 LINKS = (
     Link("data.num_classes", "task.init_args.model.init_args.num_classes"),
@@ -69,21 +73,53 @@ class Recipe:
         """The class of the task, as it is written."""
         return str(self.config.get("task.class_path"))
 
-    def build_task(self) -> Task:
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, where the data know them; some read them from annotations."""
+        try:
+            names = getattr(self.data, "class_names", None)
+        except DataError as error:
+            _log.warning("classes are numbered, as their names cannot be read: %s", error)
+            return None
+        return None if names is None else tuple(names)
+
+    def build_task(self, num_classes: int | None = None) -> Task:
         """Make the task, with weights as its constructor draws them; imports Jittor.
 
+        Args:
+            num_classes: Of the network where the configuration leaves it to the data.
+
         Raises:
-            ConfigError: a key or value that its classes do not take.
+            ConfigError: A key or value that its classes do not take.
+            DataError: The data know the number of classes, but are not there.
         """
         config = Config(copy.deepcopy(self.config.values), self.config.origins)
         config.values.pop("trainer", None)
         check_keys(config, object)
-        fill(config, LINKS, self.data)
+        if num_classes is not None and hold_places(config, LINKS)[1]:
+            fill(config, LINKS, _Classes(num_classes))
+        else:
+            self._fill(config)
         # All weights come from the checkpoint; what training started from may be gone.
         for name in _START:
             (config.get("task.init_args") or {}).pop(name, None)
         base = import_module("jtlightning.task").Task
         return Program("segtasks", object, base, DataModule).build(config, "task")
+
+    def _fill(self, config: Config) -> None:
+        try:
+            fill(config, LINKS, self.data)
+        except DataError:
+            # Without its data, a network is still whole where its configuration has the number.
+            if hold_places(config, LINKS)[1]:
+                raise
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """What stands in for data that only say how many classes there are."""
+
+    num_classes: int
 
 
 def read_recipe(

@@ -21,6 +21,8 @@ from segtasks.data.transforms.segmentation import validation_transform
 
 ImageInput: TypeAlias = npt.NDArray[Any] | str | Path
 """An array, or the path of a .png or .jpg file."""
+Many: TypeAlias = list[ImageInput] | list[npt.NDArray[Any]] | list[Path] | list[str]
+"""Several of them."""
 
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
@@ -155,7 +157,7 @@ def _check_pair(
     order: ChannelOrder,
 ) -> RGBDInput:
     image, its_depth = (Path(x) if isinstance(x, str) else x for x in (rgb, depth))
-    size = _rgb_size(index, image)
+    size = image_size(index, image)
     depth_size = _depth_size(index, its_depth, preparation)
     if size != depth_size:
         both = (_place("rgb", index, image), _place("depth", index, its_depth))
@@ -173,19 +175,24 @@ def _check_pair(
     return RGBDInput(name, image, its_depth, size, order)
 
 
-def _rgb_size(index: int, image: npt.NDArray[Any] | Path) -> tuple[int, int]:
-    place = _place("rgb", index, image)
+def image_size(
+    index: int, image: npt.NDArray[Any] | Path, *, kind: str = "rgb", grey_files: bool = False
+) -> tuple[int, int]:
+    """Check a colour image, and return its (height, width).
+
+    Args:
+        index: its place among others, for errors.
+        image: an array, or the path of a file.
+        kind: what it is called in errors.
+        grey_files: take files that hold one channel, which reading repeats to three.
+
+    Raises:
+        PredictionError: a type or shape that is no colour image.
+        DataError: the file is missing or damaged.
+    """
+    place = _place(kind, index, image)
     if isinstance(image, Path):
-        header = verify_picture(image)
-        with Image.open(image) as picture:
-            grey = picture.mode in _GREY_MODES
-        if grey or header.bits > 8:
-            kind = "grey" if grey else f"{header.bits}-bit"
-            raise PredictionError(
-                f"{place} is a {kind} picture, the network needs 8-bit colour; are image and depth"
-                " exchanged?"
-            )
-        return header.size
+        return _file_size(place, image, grey_files)
     if not isinstance(image, np.ndarray):
         raise PredictionError(f"{place} is a {type(image).__name__}; give an array or a path")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -198,6 +205,19 @@ def _rgb_size(index: int, image: npt.NDArray[Any] | Path) -> tuple[int, int]:
             f"{place} has {image.dtype} values; give pixels as uint8, 0 to 255, not normalised"
         )
     return image.shape[0], image.shape[1]
+
+
+def _file_size(place: str, path: Path, grey_files: bool) -> tuple[int, int]:
+    header = verify_picture(path)
+    with Image.open(path) as picture:
+        grey = picture.mode in _GREY_MODES
+    if header.bits > 8:
+        raise PredictionError(f"{place} is a {header.bits}-bit picture; the network needs 8-bit")
+    if grey and not grey_files:
+        raise PredictionError(
+            f"{place} is a grey picture, the network needs colour; are image and depth exchanged?"
+        )
+    return header.size
 
 
 def _depth_size(

@@ -1,4 +1,4 @@
-"""From a file of weights to a segmenter."""
+"""From a file of weights to a segmenter or a detector."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from segtasks.predictors.configuration import (
     has_configuration,
     read_recipe,
 )
+from segtasks.predictors.detection import Detector
 from segtasks.predictors.inputs import PredictionError, Preparation
 from segtasks.predictors.segmentation import Segmenter, count_classes
 
@@ -121,7 +122,7 @@ def build_segmenter(
         task = recipe.build_task()
         model, protocol = _network(task, recipe), protocol or getattr(task, "protocol", None)
     if class_names is None and recipe is not None:
-        names = getattr(recipe.data, "class_names", None)
+        names = recipe.class_names
         # A network that is given may tell other classes apart than the data beside it.
         class_names = names if names and len(names) == count_classes(model) else None
     source = load_network(model, path, weights)
@@ -135,15 +136,117 @@ def build_segmenter(
     )
 
 
+def load_detector(
+    ckpt_path: str | Path,
+    *,
+    config: str | Path | Sequence[str | Path] | None = None,
+    model: nn.Module | None = None,
+    weights: Which = "auto",
+    size: tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
+    device: Accelerator = "auto",
+) -> Detector:
+    """Make a detector from a file of weights.
+
+    Args:
+        ckpt_path: A `.ckpt`, which knows its network if the command line has trained it; or
+            weights of another origin, together with `config` or `model`: `.safetensors`, `.pth`
+            of PyTorch (official files of both versions of RT-DETR), `.pkl` of Jittor.
+        config: Configuration files that describe the network and its data, by path or by the
+            name of a shipped one (`rtdetr_r50.yaml`), instead of what the checkpoint holds.
+        model: The network itself, instead; see `Detector`.
+        weights: `raw` as they were trained, `ema` their average, `auto` the average where
+            there is one.
+        size: (height, width) that images are resized to; that of the configuration's data unless
+            given, and 640x640 without any.
+        class_names: Their names; those of the configuration's data unless given. They also say
+            how many classes there are where data that would know it are not there.
+        device: `auto`, `cpu` or `cuda`; set for the whole process, as Jittor has it.
+
+    Raises:
+        PredictionError: There is no such file, or the arguments contradict each other.
+        ConfigError: There is no configuration, it is wrong, or describes another kind of task.
+        CheckpointError: The file is damaged.
+        DataError: Nothing says how many classes there are.
+        WeightsError: The weights do not fit the network; the message lists them.
+    """
+    path = Path(ckpt_path)
+    _check_arguments(config, model, weights)
+    check_checkpoint(path)
+    recipe = None
+    if model is None or has_configuration(path):
+        recipe = read_recipe(path, _names(config))
+    return build_detector(
+        path,
+        recipe,
+        model=model,
+        weights=weights,
+        size=size,
+        class_names=class_names,
+        device=device,
+    )
+
+
+def build_detector(
+    path: Path,
+    recipe: Recipe | None,
+    *,
+    model: nn.Module | None = None,
+    weights: Which = "auto",
+    size: tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
+    device: Accelerator = "auto",
+) -> Detector:
+    """Make a detector of what has been read and checked; imports Jittor.
+
+    Args:
+        path: The file of weights.
+        recipe: The configuration; needed unless `model` is given.
+        model: As in `load_detector`, and so are the others.
+        weights: See there.
+        size: See there.
+        class_names: See there.
+        device: See there.
+
+    Raises:
+        ConfigError: As `load_detector`.
+        CheckpointError: As `load_detector`.
+        DataError: As `load_detector`.
+        WeightsError: As `load_detector`.
+    """
+    from jtlightning.accelerator import select_device
+    from segtasks.predictors.weights import load_network
+    from segtasks.tasks import RTDETRTask
+
+    select_device(device)
+    if model is None:
+        assert recipe is not None
+        task = recipe.build_task(None if class_names is None else len(class_names))
+        if not isinstance(task, RTDETRTask):
+            raise _another_task(recipe, "detection", "load_detector", "RTDETRTask")
+        model = task.model
+    if class_names is None and recipe is not None:
+        names = recipe.class_names
+        class_names = names if names and len(names) == model.num_classes else None
+    if size is None:
+        size = getattr(recipe.data, "size", None) if recipe else None
+    source = load_network(model, path, weights)
+    return Detector(model, size=size or (640, 640), class_names=class_names, source=source)
+
+
 def _network(task: Any, recipe: Recipe) -> nn.Module:
     from segtasks.tasks import SegmentationTask
 
     if not isinstance(task, SegmentationTask):
-        raise PredictionError(
-            f"{recipe.class_path} ({recipe.source}) is no segmentation task; load_segmenter needs"
-            " a segtasks.tasks.SegmentationTask, or the network itself as model="
-        )
+        raise _another_task(recipe, "segmentation", "load_segmenter", "SegmentationTask")
     return task.model
+
+
+def _another_task(recipe: Recipe, kind: str, function: str, wanted: str) -> PredictionError:
+    return PredictionError(
+        f"{recipe.class_path} ({recipe.source}) is no {kind} task; {function} needs a "
+        f"segtasks.tasks.{wanted}, or the network itself as model="
+    )
 
 
 def _check_arguments(config: object, model: object, weights: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from segtasks.data.images import ChannelOrder
 from segtasks.predictors.inputs import (
     ImageInput,
+    Many,
     PredictionError,
     Preparation,
     RGBDInput,
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from jittor import nn
 
     from segtasks.inference import Protocol
-
-Many: TypeAlias = list[ImageInput] | list[npt.NDArray[Any]] | list[Path] | list[str]
 
 #: 8-bit labels, of which 255 means none.
 _MOST_CLASSES = 255

@@ -64,7 +64,8 @@ def _tile(picture: Picture) -> Picture:
         return picture
     method = cv2.INTER_AREA if wanted < width else cv2.INTER_NEAREST
     size = (wanted, max(1, round(height * wanted / width)))
-    return cv2.resize(np.ascontiguousarray(picture), size, interpolation=method)
+    resized = cv2.resize(np.ascontiguousarray(picture), size, interpolation=method)
+    return resized.astype(np.uint8, copy=False)
 
 
 def _paper(height: int, width: int) -> Picture:

@@ -1,0 +1,258 @@
+"""`segtasks predict` for files: pictures of what a trained network sees in them.
+
+With neither `--rgb` nor `--split` the command is the trainer's; `segtasks.__main__` asks
+`names_inputs`. Jittor is imported last, so that a wrong path or option is reported at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+INPUTS = ("--rgb", "--split")
+#: How `task.class_path` may name the tasks that are known; any other one is imported to see.
+KNOWN_TASKS = {
+    "segtasks.tasks.SegmentationTask": "segmentation",
+    "segtasks.tasks.segmentation.SegmentationTask": "segmentation",
+}
+
+
+def names_inputs(argv: Sequence[str]) -> bool:
+    """Whether options are for this command, and not for the trainer's of the same name."""
+    return any(option.partition("=")[0] in INPUTS for option in argv)
+
+
+def help_text() -> str:
+    """The help of this command."""
+    return _parser().format_help()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `segtasks predict ARGV`.
+
+    Returns:
+        0 done, 1 where a file cannot be read or written, 2 for a request that cannot be; 130 after
+        Ctrl-C.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    _check_options(parser, arguments)
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    from jtlightning.cli.failures import is_mistake
+
+    try:
+        return _predict(arguments, rest)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was written before is whole\n")
+        return 130
+    except ValueError as error:
+        if not is_mistake(error, ("jtlightning", "segtasks")):
+            raise
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        return 2
+
+
+def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jtlightning.cli.arguments import parse
+    from jtlightning.cli.config import ConfigError
+    from segtasks.predictors.configuration import check_checkpoint, read_recipe
+
+    # Classes in files of the user's working folder; last, so that none hides a package.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    overrides = parse(rest)
+    for key, _, _ in overrides.overrides:
+        if key.partition(".")[0] not in ("data", "task"):
+            raise ConfigError(
+                f"unknown option --{key}; besides those that `segtasks predict --help` lists, "
+                "options set keys of the configuration's data and task, such as --data.depth_max"
+            )
+    if arguments.root is not None:
+        overrides.overrides.append(("data.root", str(arguments.root), False))
+    check_checkpoint(arguments.ckpt_path)
+    recipe = read_recipe(arguments.ckpt_path, arguments.config, overrides, os.environ)
+    kind = _kind(recipe.class_path)
+    if kind == "segmentation":
+        from segtasks.commands.predict_segmentation import run
+
+        return run(arguments, recipe)
+    raise ConfigError(
+        f"task.class_path is {recipe.class_path} ({recipe.source}); predict --rgb draws what a"
+        " segmentation task sees; without --rgb and --split the task's own predict_step is run"
+    )
+
+
+def _kind(class_path: str) -> str:
+    """What a task does: segmentation, or another."""
+    if class_path in KNOWN_TASKS:
+        return KNOWN_TASKS[class_path]
+    from jtlightning.cli.schema import import_object
+    from segtasks.tasks.segmentation import SegmentationTask
+
+    found = import_object(class_path, "task.class_path", "the configuration")
+    is_segmentation = isinstance(found, type) and issubclass(found, SegmentationTask)
+    return "segmentation" if is_segmentation else "another"
+
+
+def _check_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, with 2."""
+    if (arguments.rgb is None) == (arguments.split is None):
+        parser.error("give --rgb PATH, or --split train, test or FILE")
+    if arguments.split is not None and arguments.depth is not None:
+        parser.error("--depth goes with --rgb; a split knows the depth of its images")
+    if arguments.split is None and arguments.root is not None:
+        parser.error("--root goes with --split: where the configuration's data set lies")
+    windowed = arguments.protocol in ("sliding", "msf_sliding")
+    for name, allowed in (
+        ("crop", windowed),
+        ("stride", windowed),
+        ("scales", arguments.protocol.startswith("msf")),
+        ("no_flip", arguments.protocol.startswith("msf")),
+    ):
+        if getattr(arguments, name) and not allowed:
+            other = "sliding or msf_sliding" if name in ("crop", "stride") else "msf or msf_sliding"
+            parser.error(f"--{name} needs --protocol {other}, got {arguments.protocol}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="segtasks predict",
+        usage="segtasks predict --ckpt_path FILE (--rgb PATH [--depth PATH] | --split SPLIT)"
+        " [OPTIONS]",
+        description="Write pictures of what a trained network sees: in one image with its depth, in"
+        " folders of them, or in a split of its data set. Further options set keys of the"
+        " configuration, such as --data.depth_max 65535. Exit code 0: done, 1: a file cannot be"
+        " read or written, 2: a request that cannot be.",
+        allow_abbrev=False,
+    )
+    _add_inputs(parser)
+    _add_protocol(parser)
+    _add_outputs(parser)
+    return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is predicted, by which network")
+    group.add_argument(
+        "--ckpt_path",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a .ckpt, which knows its network, or with --config a .safetensors, .pth or .pkl",
+    )
+    group.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the network's configuration, by path or name (dformer_l.yaml), instead of what the"
+        " checkpoint holds; may be repeated",
+    )
+    group.add_argument(
+        "--weights",
+        choices=("auto", "ema", "raw"),
+        default="auto",
+        help="as trained (raw), their average (ema), or the average where there is one (default)",
+    )
+    group.add_argument(
+        "--rgb",
+        metavar="PATH",
+        help="a colour image, .png or .jpg, or a folder of them; or a pattern with one *, such as"
+        " 'images/*_rgb', where * is the name of an image without its ending",
+    )
+    group.add_argument(
+        "--depth", metavar="PATH", help="its depth, or a folder or pattern with the same names"
+    )
+    group.add_argument(
+        "--split",
+        help="instead: train or test of the configuration's data, or another split file of it",
+    )
+    group.add_argument("--root", type=Path, metavar="DIR", help="where the data of --split lie")
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how the network is asked")
+    group.add_argument(
+        "--protocol",
+        choices=("config", "single", "sliding", "msf", "msf_sliding"),
+        default="config",
+        help="as the configuration says (default), once for the whole image, by windows, at several"
+        " sizes mirrored and not, or by windows at these sizes",
+    )
+    group.add_argument(
+        "--crop",
+        type=_positive,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="window in pixels (default: crop_size of the configuration's data)",
+    )
+    group.add_argument(
+        "--stride",
+        type=_positive,
+        nargs=2,
+        metavar=("ROWS", "COLUMNS"),
+        help="between windows, in pixels (default: two thirds of the window)",
+    )
+    group.add_argument(
+        "--scales",
+        type=_scale,
+        nargs="+",
+        metavar="FACTOR",
+        help="sizes (default: 0.5 0.75 1 1.25 1.5)",
+    )
+    group.add_argument("--no_flip", action="store_true", help="do not ask for mirrored images")
+    group.add_argument(
+        "--batch_size",
+        type=_positive,
+        metavar="N",
+        help="images of one size asked about at once (default: 1; with --split, val_batch_size of"
+        " the configuration)",
+    )
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is written")
+    group.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="folder, made if need be (default: predictions)",
+    )
+    group.add_argument(
+        "--write",
+        nargs="+",
+        choices=("labels", "colours", "overlays", "sheets"),
+        default=["labels", "colours", "overlays", "sheets"],
+        help="label maps (8-bit, classes from 0), classes in colours, these over the image, all"
+        " beside each other (default: all four); predictions.json is always written",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return value
+
+
+def _scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
