@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,12 +21,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jtlightning.cli.failures import is_mistake
 from segtasks.commands.benchmark_table import Row, markdown_table, rich_table
-from segtasks.commands.published import find_published
+from segtasks.commands.published import PUBLISHED, find_published
+from segtasks.data.samples import DataError
 
 if TYPE_CHECKING:
     from segtasks.commands.assembly import Assembly
     from segtasks.commands.benchmark_measure import Speed
 
+_log = logging.getLogger(__name__)
 _PACKAGES = ("jtlightning", "segtasks")
 
 
@@ -77,7 +81,7 @@ def benchmark(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[R
 def _count(name: str, assembly: Assembly, size: tuple[int, int] | None) -> Row:
     from segtasks.commands.benchmark_measure import count, input_shapes, network_of
 
-    data = assembly.data()
+    data = _described(assembly)
     task = assembly.task(data)
     shapes = input_shapes(data, size)
     decoder = assembly.config.get("task.init_args.model.init_args.decoder")
@@ -88,12 +92,28 @@ def _count(name: str, assembly: Assembly, size: tuple[int, int] | None) -> Row:
     )
 
 
+def _described(assembly: Assembly) -> Any:
+    """The data module, or what the network has to know of it where its files are not there."""
+    data = assembly.data()
+    try:
+        getattr(data, "num_classes", None)
+    except DataError as error:
+        named = assembly.config.get("data.init_args.class_names")
+        rows = PUBLISHED.get(assembly.model_class, ())
+        if not (isinstance(named, list) or rows):
+            raise
+        classes = len(named) if isinstance(named, list) else rows[0].num_classes
+        _log.warning("%s; counting with %d classes", error, classes)
+        return SimpleNamespace(num_classes=classes, input_shapes=data.input_shapes)
+    return data
+
+
 def _time(
     row: Row, assembly: Assembly, arguments: argparse.Namespace, bar: Progress
 ) -> list[Speed]:
     from segtasks.commands.benchmark_measure import measure, network_of, passes
 
-    network = network_of(assembly.task(assembly.data()))
+    network = network_of(assembly.task(_described(assembly)))
     speeds = []
     for batch in dict.fromkeys((1, arguments.batch)):
         warm_up, runs = (passes(n, batch) for n in (arguments.warm_up, arguments.runs))

@@ -72,6 +72,41 @@ def test_operations_agree_with_the_papers_on_sunrgbd(tmp_path: Path) -> None:
         assert found["flops"] == pytest.approx(1e9 * found["published"]["flops_g"], rel=0.02)
 
 
+#: Configuration -> learnable elements of the official detector, frozen ones among them.
+DETECTORS = {
+    "rtdetr_r18": 20_184_464,
+    "rtdetr_r34": 31_441_668,
+    "rtdetr_r50_m": 36_593_772,
+    "rtdetr_r50": 42_891_372,
+    "rtdetr_r101": 76_556_268,
+}
+
+
+def test_detectors_agree_with_the_paper_without_their_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = ["--data.root", str(tmp_path / "absent")]
+
+    results = counted(tmp_path, "--config", *(f"{name}.yaml" for name in DETECTORS), *root)
+
+    sizes = {found["config"]: found["trainable"] + found["frozen"] for found in results}
+    assert sizes == DETECTORS
+    assert "counting with 80 classes" in caplog.text
+    for found in results:
+        assert found["inputs"] == [[1, 3, 640, 640]]
+        assert found["flops"] == 2 * (found["macs_layers"] + found["macs_products"])
+        assert found["flops"] == pytest.approx(1e9 * found["published"]["flops_g"], rel=0.03)
+
+
+def test_absent_data_whose_classes_are_named_needs_no_published_number(tmp_path: Path) -> None:
+    root = ["--data.root", str(tmp_path / "absent")]
+
+    (found,) = counted(tmp_path, "--config", "rtdetr_r18_voc.yaml", *root)
+
+    assert found["trainable"] < DETECTORS["rtdetr_r18"]
+    assert found["published"] is None
+
+
 def test_a_table_puts_what_is_published_beside_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
