@@ -65,3 +65,9 @@ def test_anchors_larger_than_the_image_are_invalid() -> None:
 
     assert valid.reshape(6, 4).all(1).tolist() == [True] * 5 + [False]
     assert np.isposinf(logits[0, -4:]).all()
+
+
+def test_anchors_on_the_limit_are_invalid() -> None:
+    _, valid = make_anchors([(1, 50)])  # the outermost centres are 0.01 and 0.99
+
+    assert valid[0, :, 0].tolist() == [False] + [True] * 48 + [False]
