@@ -67,10 +67,10 @@ def benchmark(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[R
     from segtasks.commands.assembly import Assembly
 
     assemblies = [(Path(name).stem, Assembly([name], overrides)) for name in arguments.config]
-    arguments.device = select_device(arguments.device)
-    seed_everything(0)
     rows = [_count(name, assembly, arguments.size) for name, assembly in assemblies]
     if arguments.latency:
+        arguments.device = select_device(arguments.device)
+        seed_everything(0)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             for row, (_, assembly) in zip(rows, assemblies, strict=True):

@@ -43,11 +43,8 @@ class Row:
     @property
     def flops(self) -> int:
         """Operations by the rule of the paper, else multiply-accumulates of layers."""
-        macs, rule = self.counts.macs_layers, self.published
-        if rule is None:
-            return macs
-        products = self.counts.macs_products if rule.counts_products else 0
-        return (macs + products) * rule.operations_per_mac
+        factor = 1 if self.published is None else self.published.operations_per_mac
+        return self.counts.macs_layers * factor
 
 
 _Column = tuple[str, Callable[[Row], str]]

@@ -24,8 +24,8 @@ class Published:
         flops_g: Thousand millions of operations at `size`.
         size: (height, width) that the operations are counted at.
         source: Where all this is printed.
-        operations_per_mac: 1 where a multiply-accumulate is one operation, 2 where it is two.
-        counts_products: Whether products of matrices outside of layers are counted as well.
+        operations_per_mac: 1 where a multiply-accumulate is one operation, 2 where it is two; those
+            of convolutions and linear layers are counted.
         multi_scale: Whether the score is that of five scales and flip.
     """
 
@@ -39,7 +39,6 @@ class Published:
     size: tuple[int, int]
     source: str
     operations_per_mac: int = 1
-    counts_products: bool = False
     multi_scale: bool = False
 
 
@@ -103,7 +102,6 @@ def _rtdetr(parameters_m: float, flops_g: float, ap: float) -> tuple[Published]:
             source=_RTDETR,
             # Not said there; counted so, all five agree within 2 %.
             operations_per_mac=2,
-            counts_products=True,
         ),
     )
 

@@ -48,7 +48,8 @@ def test_parameters_and_operations_agree_with_the_papers_on_nyudepthv2(tmp_path:
     results = counted(tmp_path, "--config", *(f"{name}.yaml" for name in VARIANTS))
 
     assert {found["config"]: found["trainable"] for found in results} == VARIANTS
-    assert {found["model"] for found in results} == set(PUBLISHED)
+    segmenters = {model for model in PUBLISHED if not model.startswith("rtdetr")}
+    assert {found["model"] for found in results} == segmenters
     for found in results:
         printed = found["published"]
         assert found["inputs"] == [[1, 3, 480, 640]] * 2
@@ -94,7 +95,7 @@ def test_detectors_agree_with_the_paper_without_their_data(
     assert "counting with 80 classes" in caplog.text
     for found in results:
         assert found["inputs"] == [[1, 3, 640, 640]]
-        assert found["flops"] == 2 * (found["macs_layers"] + found["macs_products"])
+        assert found["flops"] == 2 * found["macs_layers"]
         assert found["flops"] == pytest.approx(1e9 * found["published"]["flops_g"], rel=0.03)
 
 
