@@ -25,15 +25,10 @@ def select_device(accelerator: Accelerator) -> str:
     """Switch Jittor to the device that `accelerator` asks for and return "cpu" or "cuda".
 
     Raises:
-        ValueError: CUDA is asked for and cannot be used, or Jittor runs under MPI.
+        ValueError: CUDA is asked for and cannot be used.
     """
     if accelerator not in ("auto", "cpu", "cuda"):
         raise ValueError(f"accelerator is {accelerator!r}; choose auto, cpu or cuda")
-    if jt.in_mpi and jt.world_size > 1:
-        raise ValueError(
-            f"started as {jt.world_size} MPI processes; training on several devices is not "
-            "supported yet, start one process without mpirun"
-        )
     if accelerator == "cuda" and not jt.has_cuda:
         raise ValueError(
             "accelerator=cuda, but Jittor runs without CUDA here; `segtasks doctor` tells why. "

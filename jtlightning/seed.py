@@ -13,7 +13,8 @@ import jittor as jt
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and Jittor; for set-up only (0.1 ms), steps use `reseed`."""
-    jt.set_global_seed(seed)
+    # Of several processes all build the same weights.
+    jt.set_global_seed(seed, different_seed_for_mpi=False)
 
 
 def position_seed(seed: int, *position: int | str) -> int:

@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 
 from jtlightning import runtime
 from jtlightning.checkpoint.container import read_checkpoint
-from jtlightning.cli import failures, helping
+from jtlightning.cli import failures, helping, processes
 from jtlightning.cli.arguments import Arguments, apply_environment, apply_overrides, parse
 from jtlightning.cli.config import (
     INSIDE,
@@ -95,6 +95,8 @@ def main(
             program = _program(prog, *classes)
             return _help(arguments, command, program, finder.shipped(), offered)
         config = _configure(arguments, finder, prog)
+        if not arguments.print_config:
+            processes.launch(config)
         chatter = None
         if trainer_class is None and not arguments.print_config:
             experiment = config.get("trainer.default_root_dir") or _experiment(arguments)
@@ -108,12 +110,20 @@ def main(
         _tell_times(command, began, _execute(command, arguments, config, program, links, line))
         return 0
     except KeyboardInterrupt:
-        return 130
+        return _failed(130)
     except Exception as error:
         if not failures.is_mistake(error, packages):
             raise
-        failures.show(error, prog, packages=packages, with_traceback=with_traceback)
-        return 2 if isinstance(error, ConfigError) else 1
+        who = f"{prog}, rank {processes.rank()}" if processes.started_by_mpirun() else prog
+        failures.show(error, who, packages=packages, with_traceback=with_traceback)
+        return _failed(2 if isinstance(error, ConfigError) else 1)
+
+
+def _failed(code: int) -> int:
+    """The exit code; one of several processes leaves here, as the others may wait for it."""
+    if processes.started_by_mpirun() and "jittor" in sys.modules:
+        import_module("jtlightning.distributed").leave(code)
+    return code
 
 
 def capture_chatter(experiment: Path) -> Chatter | None:
@@ -126,7 +136,8 @@ def capture_chatter(experiment: Path) -> Chatter | None:
         RunDirectoryError: It cannot be written.
     """
     try:
-        return runtime.capture_chatter(experiment / "jittor.log")
+        name = f"jittor-{processes.rank()}.log" if processes.rank() else "jittor.log"
+        return runtime.capture_chatter(experiment / name)
     except OSError as error:
         raise RunDirectoryError.of(experiment, error) from error
 
@@ -234,6 +245,8 @@ def _execute(
         trainer_section = config.values["trainer"] = config.values.get("trainer") or {}
         trainer_section["default_root_dir"] = _experiment(arguments)
     trainer = program.build(config, "trainer")
+    if processes.rank():  # rank 0 speaks for all
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
     with RunLog(lambda: _folder(trainer), line):
         _run(command, trainer, config, program, links)
     return _folder(trainer)
@@ -266,6 +279,8 @@ def _tell_times(command: str, began: float, folder: Path | None) -> None:
     """Say where the time went, Jittor's compiling apart, and keep it in the run's folder."""
     took, compiling = time.perf_counter() - began, runtime.compile_seconds()
     where = f"; files in {folder}" if folder is not None else ""
+    if processes.rank():
+        return
     sys.stderr.write(  # not among the metrics
         f"{command} took {took:.1f} s, {compiling:.1f} s of it compiling{where}\n"
     )
@@ -290,7 +305,7 @@ def _drop(values: dict[str, object], key: str) -> None:
 def _log_to_console(packages: Sequence[str]) -> None:
     """Show what the packages log, and warnings of everybody else, once, however often called."""
     for package in packages:
-        logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(logging.WARNING if processes.rank() else logging.INFO)
     root = logging.getLogger()
     if not any(isinstance(handler, RichHandler) for handler in root.handlers):
         handler = RichHandler(console=Console(stderr=True), show_path=False)

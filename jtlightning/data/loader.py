@@ -93,11 +93,35 @@ class Loader:
         self._skips = Skips(limit, len(dataset))
         self._recipe = Recipe(dataset, transform, collate, limit)
         self._pool: WorkerPool | None = None
+        self._rank, self._ranks, self._deal_batches = 0, 1, False
+
+    def shard(self, rank: int, ranks: int, *, deal_batches: bool) -> None:
+        """Load the part of one of several processes; call it before `batches`.
+
+        Args:
+            rank: Which of them, from 0.
+            ranks: How many there are.
+            deal_batches: True, for evaluation: batches are those of one process, and each rank
+                gets every `ranks`-th of them. False, for training: a batch of one process with
+                `ranks * batch_size` samples is split among the ranks; a last one with fewer
+                samples than ranks is left out.
+        """
+        self._rank, self._ranks, self._deal_batches = rank, ranks, deal_batches
 
     def __len__(self) -> int:
-        """Batches per epoch."""
-        samples = len(self.dataset)
-        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+        """Batches per epoch, of all ranks where they are dealt among them."""
+        whole, rest = divmod(len(self.dataset), self._samples_at_once)
+        return whole + (rest >= self._least_samples and not self.drop_last)
+
+    @property
+    def _samples_at_once(self) -> int:
+        """Samples that all ranks take for one batch each."""
+        return self.batch_size * (1 if self._deal_batches else self._ranks)
+
+    @property
+    def _least_samples(self) -> int:
+        """Samples that a last batch needs: one for every rank that gets a part of it."""
+        return 1 if self._deal_batches else self._ranks
 
     @property
     def skipped(self) -> dict[int, str]:
@@ -127,8 +151,10 @@ class Loader:
                 f"got {epoch}, {seed} and {start}"
             )
         plan = self._plan(epoch, seed)
+        numbers = range(start, len(self))
+        if self._deal_batches:
+            numbers = range(start + self._rank, len(self), self._ranks)
         if self.num_workers == 0:
-            numbers = range(start, len(self))
             return self._deliver(self._recipe.batch(plan(k), seed, epoch) for k in numbers)
         if self._pool is None or self._pool.closed:
             self._pool = WorkerPool(
@@ -138,7 +164,7 @@ class Loader:
                 timeout_s=self.timeout_s,
                 start_timeout_s=self.start_timeout_s,
             )
-        return self._deliver(self._pool.run(plan, range(start, len(self)), seed, epoch))
+        return self._deliver(self._pool.run(plan, numbers, seed, epoch))
 
     def _deliver(self, batches: Generator[Loaded, None, None]) -> Generator[Any, None, None]:
         with contextlib.closing(batches):
@@ -158,8 +184,12 @@ class Loader:
         order = epoch_order(seed, epoch, len(self.dataset)) if self.shuffle else None
 
         def indices(number: int) -> np.ndarray:
-            first = number * self.batch_size
-            last = min(first + self.batch_size, len(self.dataset))
+            first = number * self._samples_at_once
+            last = min(first + self._samples_at_once, len(self.dataset))
+            if not self._deal_batches:
+                samples = last - first
+                last = first + (self._rank + 1) * samples // self._ranks
+                first += self._rank * samples // self._ranks
             return np.arange(first, last) if order is None else order[first:last]
 
         return indices

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PREPARED = "JTLIGHTNING_PREPARED"
 _JUPYTER = "JPY_PARENT_PID"
 VERBOSE = "SEGTASKS_VERBOSE"
+#: What Jittor, too, takes for the sign that it is one of several processes.
+STARTED_BY_MPIRUN = "OMPI_COMM_WORLD_SIZE"
 
 
 class JittorNotReadyError(ImportError):
@@ -42,6 +44,9 @@ def prepare() -> None:
     mine = set(os.environ.get(PREPARED, "").split())
     if "nvcc_path" in mine and handover.is_stale():
         _forget_cuda(mine)
+    if STARTED_BY_MPIRUN in os.environ and "use_mpi" in mine:
+        del os.environ["use_mpi"]  # set by the process that started mpirun
+        mine.discard("use_mpi")
     values = _defaults()
     if "nvcc_path" not in os.environ:
         values |= _cuda()
@@ -110,6 +115,9 @@ def _defaults() -> dict[str, str]:
         "use_cutlass": "0",
         "use_cutt": "0",
     }
+    if STARTED_BY_MPIRUN not in os.environ:
+        # Otherwise MPI's wrapper is compiled and loaded wherever mpicc is found.
+        values["use_mpi"] = "0"
     if not wants_verbose() and "log_v" not in os.environ:
         values["log_silent"] = "1"
     config = toolchain.missing_python_config(toolchain.jittor_home())

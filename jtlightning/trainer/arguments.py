@@ -54,6 +54,24 @@ def check(arguments: Mapping[str, Any]) -> None:
     _check_clipping(arguments)
 
 
+def check_processes(devices: int | str, nodes: int, processes: int) -> None:
+    """Compare what is asked for with the processes that there are.
+
+    Raises:
+        ValueError: Their numbers differ, or one has no meaning.
+    """
+    if nodes < 1 or (devices != "auto" and (not isinstance(devices, int) or devices < 1)):
+        raise ValueError(
+            f"devices is {devices!r} and num_nodes {nodes}; give at least 1, or devices: auto"
+        )
+    if devices != "auto" and devices * nodes != processes:
+        raise ValueError(
+            f"devices {devices} x num_nodes {nodes} are {devices * nodes} processes, but this run "
+            f"has {processes}; start it with `mpirun -np {devices * nodes} ...`, or use "
+            "devices: auto, which takes what there is"
+        )
+
+
 def _check_choices(arguments: Mapping[str, Any]) -> None:
     if arguments["precision"] not in get_args(Precision):
         raise ValueError(

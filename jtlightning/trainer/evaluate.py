@@ -54,6 +54,8 @@ def evaluate(
 ) -> list[Any]:
     """Run `stage` (validation, test or predict) over at most `limit` batches.
 
+    Several processes share them; each sees the numbers that its batches have for all.
+
     Returns the outputs of the steps where `collect` asks for them, else an empty list.
     """
     hooks = trainer.hooks
@@ -65,16 +67,16 @@ def evaluate(
     with evaluation_mode(task), jt.no_grad():
         hooks.call(f"on_{stage}_epoch_start")
         batches = source.batches(0, 0, seed=trainer.seed)
-        for index in range(limit):
+        for index in range(trainer.global_rank, limit, trainer.world_size):
             with trainer.observe(f"{stage}_next_batch"):
                 batch = next(batches, None)
             if batch is None:
                 break
-            if index == 0:
+            if index == trainer.global_rank:
                 trainer.arm_signals()
             # The same randomness at every validation, whatever training did before.
             reseed(trainer.seed, stage, index)
-            trainer.enter_batch(batch)
+            trainer.enter_batch(batch, index)
             with trainer.observe("to_device"):
                 batch = to_device(batch)
             hooks.call(f"on_{stage}_batch_start", batch, index)
@@ -86,10 +88,11 @@ def evaluate(
             trainer.metrics.detach()
             if collect:
                 outputs.append(output)
-            if (index + 1) % FETCH_EVERY == 0:
+            if (index // trainer.world_size + 1) % FETCH_EVERY == 0:
                 trainer.metrics.fetch()
         if hasattr(batches, "close"):
             batches.close()
+        trainer.batch_position = None
         hooks.call(f"on_{stage}_epoch_end")
         means = trainer.metrics.finish_epoch(stage)
     trainer.evaluating = None

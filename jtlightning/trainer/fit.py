@@ -131,7 +131,7 @@ class FitLoop:
         """One micro-batch; where it completes a step, what belongs behind the boundary."""
         trainer, state = self.trainer, self.state
         index = state.batch_in_epoch
-        trainer.enter_batch(batch)
+        trainer.enter_batch(batch, index * trainer.world_size + trainer.global_rank)
         trainer.samples_seen += trainer.batch_size
         batch, outputs = self.stepper.run(batch, index)
         state.validation_due = state.validation_due or self._validation_falls_here()
@@ -172,6 +172,7 @@ class FitLoop:
         """Close the epoch's means and run its last hooks; also where a step limit cut it short."""
         trainer, state = self.trainer, self.state
         state.epoch_finished = state.batch_in_epoch >= trainer.num_training_batches
+        trainer.batch_position = None
         trainer.log_metrics(trainer.metrics.finish_epoch("train"))
         self.hooks.call("on_train_epoch_end")
         trainer.log_metrics(trainer.metrics.finish_epoch("train"))  # what the hooks logged

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jittor as jt
+import numpy as np
 
-from jtlightning import signals
+from jtlightning import distributed, signals
 from jtlightning.checkpoint.container import Checkpoint, write_checkpoint
 from jtlightning.data.batch import batch_size_of
 from jtlightning.metrics import MetricLog
@@ -22,6 +23,7 @@ from jtlightning.trainer import snapshot
 if TYPE_CHECKING:
     from jtlightning.callbacks.base import Callback
     from jtlightning.data.datamodule import DataModule
+    from jtlightning.distributed import Ranks
     from jtlightning.loggers.base import Logger
     from jtlightning.optim import OptimizerDriver
     from jtlightning.precision import LossScaler, Precision
@@ -57,6 +59,7 @@ class Running:
     max_steps: int
     max_time_s: float | None
     min_epochs: int
+    ranks: Ranks
     precision: Precision
     scaler: LossScaler | None
     seed: int
@@ -69,7 +72,7 @@ class Running:
     def reset(self) -> None:
         """Empty what belongs to one call of an entry point; `Session` fills it."""
         self.state = RunState()
-        self.metrics = MetricLog()
+        self.metrics = MetricLog(self.gather if self.ranks.several else None)
         self.stage: Stage = "fit"
         self.sanity_checking = False
         self.evaluating: str | None = None  # validation, test or predict while one runs
@@ -83,6 +86,7 @@ class Running:
         self.datamodule: DataModule | None = None
         self.drivers: list[OptimizerDriver] = []
         self.batch_size = 0
+        self.batch_position: int | None = None
         self.samples_seen = 0
         self.data_wait_s = 0.0
         self.num_training_batches = self.num_val_batches = 0
@@ -91,6 +95,29 @@ class Running:
         self._log_buffer: dict[str, float] = {}
         self._clock = time.perf_counter()
         self._signals: signals.StopSignals | None = None
+
+    @property
+    def global_rank(self) -> int:
+        """Which of several processes this is, from 0."""
+        return self.ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes of this run."""
+        return self.ranks.size
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the process that writes files and shows progress."""
+        return self.ranks.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process passes, by rank, such as counts to be added; all must call it."""
+        return distributed.gather(value, self.ranks)
+
+    def sum_over_processes(self, array: np.ndarray) -> np.ndarray:
+        """Add what each process passes, such as the counts of a metric; all must call it."""
+        return array if not self.ranks.several else np.sum(self.gather(array), axis=0)
 
     @property
     def current_epoch(self) -> int:
@@ -251,22 +278,30 @@ class Running:
             prog_bar=prog_bar,
             weight=self.batch_size if batch_size is None else batch_size,
             scope=self.evaluating or "train",
+            position=self.batch_position,
         )
 
-    def enter_batch(self, batch: Any) -> None:
-        """Take the batch's size as the weight of what is logged with it."""
-        self.batch_size = batch_size_of(batch)
+    def enter_batch(self, batch: Any, position: int) -> None:
+        """Take the batch's size as the weight of what is logged with it.
+
+        Args:
+            batch: The next one.
+            position: Its number in this pass, counted over all processes.
+        """
+        self.batch_size, self.batch_position = batch_size_of(batch), position
 
     def save_checkpoint(self, path: str | Path, weights_only: bool = False) -> None:
         """Write the run as it stands, atomically.
 
-        In `on_exception` that is the last step boundary, as long as no update had begun.
+        In `on_exception` that is the last step boundary, as long as no update had begun. Of several
+        processes rank 0 writes; the others do nothing and need not call it.
 
         Raises:
             RuntimeError: Inside a step, where the state is not one to continue from.
             CheckpointError: The system refused; what was there before is intact.
         """
-        write_checkpoint(path, self.capture_checkpoint(weights_only))
+        if self.is_global_zero:
+            write_checkpoint(path, self.capture_checkpoint(weights_only))
 
     def capture_checkpoint(self, weights_only: bool = False) -> Checkpoint:
         """The run as it stands, as arrays of its own: training may go on while it is written.
@@ -289,14 +324,27 @@ class Running:
 
     def honour_stop_requests(self) -> None:
         """Called by the loop at step boundaries: signals, the time limit, callbacks' requests."""
-        watched = self._signals
-        if watched is not None and watched.received is not None:
-            self._interrupt(watched.received.name)
-        elif self.max_time_s is not None and self.state.elapsed_s >= self.max_time_s:
-            self._interrupt(f"max_time of {self.max_time_s:.0f} s")
+        interruption = self._interruption()
+        if self.ranks.several:
+            # A signal reaches every process at another step, and each has a clock of its own.
+            asked = self.gather((interruption, self.stop_reason, self.should_stop))
+            interruption = next((x for x, _, _ in asked if x), None)
+            self.stop_reason = next((x for _, x, _ in asked if x), None)
+            self.should_stop = any(x for _, _, x in asked)
+        if interruption is not None:
+            self._interrupt(interruption)
         elif self.stop_reason is not None:
             done = self.state.epoch + int(self.state.epoch_finished)
             self.should_stop = done >= self.min_epochs
+
+    def _interruption(self) -> str | None:
+        """What asks this process to stop in the middle of an epoch."""
+        watched = self._signals
+        if watched is not None and watched.received is not None:
+            return watched.received.name
+        if self.max_time_s is not None and self.state.elapsed_s >= self.max_time_s:
+            return f"max_time of {self.max_time_s:.0f} s"
+        return None
 
     def _interrupt(self, reason: str) -> None:
         """End without the epoch's closing hooks: a resumed run will call them."""

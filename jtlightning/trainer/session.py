@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jittor as jt
 
+from jtlightning import distributed
 from jtlightning.accelerator import immediate_execution
 from jtlightning.checkpoint.container import Checkpoint, read_checkpoint
 from jtlightning.optim import OptimizerDriver
@@ -78,9 +79,7 @@ class Session:
             check_allocations()
             self._open_run()
             self._start_profiler()
-            if self._datamodule is not None:
-                self._datamodule.prepare_data()
-                self._datamodule.setup(self.stage)
+            self._set_up_data()
             trainer.hooks.call("setup", self.stage)
             self._restore_weights()
             with (
@@ -97,6 +96,19 @@ class Session:
             raise
         finally:
             self._take_down(status)
+        # None leaves, with whatever exit code, before rank 0 has written everything.
+        distributed.barrier(trainer.ranks)
+
+    def _set_up_data(self) -> None:
+        data, ranks = self._datamodule, self.trainer.ranks
+        if data is None:
+            return
+        if ranks.rank == 0:  # what it prepares on the disk is there for the others
+            data.prepare_data()
+            data.setup(self.stage)
+        distributed.barrier(ranks)
+        if ranks.rank > 0:
+            data.setup(self.stage)
 
     def fit(self) -> None:
         """The body of `Trainer.fit`."""
@@ -110,6 +122,8 @@ class Session:
             snapshot.restore_training(trainer, self._checkpoint, str(self._source_file))
             resumed = trainer.state.global_step
             self._checkpoint = None  # its arrays are as large as the model and its moments
+        distributed.share_parameters(self.task.parameters(), trainer.ranks)
+        distributed.choose_batch_norm(self.task, trainer.sync_batchnorm)
         self._start_loggers(resumed)
         trainer.flush_logs()
         enter_training_mode(self.task)
@@ -135,6 +149,7 @@ class Session:
         """The body of `Trainer.replace_train_loader`."""
         self.train_source.close()
         self.train_source = as_source(loader, "the train dataloader")
+        self._shard(self.train_source, "train")
         self._sources.append(self.train_source)
         self._count(self.train_source, self._val)
         for driver in self.trainer.drivers:
@@ -178,7 +193,8 @@ class Session:
     def _open_run(self) -> None:
         """Find the checkpoint that is asked for, and the folder that this run writes to."""
         trainer = self.trainer
-        path = self._source_file = self._resolve()
+        path = self._resolve() if trainer.is_global_zero else None
+        path = self._source_file = distributed.broadcast(path, trainer.ranks)
         continued = path is not None and str(self._ckpt_path) in ("last", "auto")
         if not (trainer.loggers or trainer.enable_checkpointing):
             trainer.run = None
@@ -237,8 +253,20 @@ class Session:
         if loader is None:
             return None
         source = as_source(loader, f"the {name} dataloader")
+        self._shard(source, name)
         self._sources.append(source)
         return source
+
+    def _shard(self, source: BatchSource, name: str) -> None:
+        ranks = self.trainer.ranks
+        if not ranks.several:
+            return
+        if not hasattr(source, "shard"):
+            raise ValueError(
+                f"the {name} dataloader cannot be divided among {ranks.size} processes; pass a "
+                "jtlightning.data.Loader, or a class with its method `shard`"
+            )
+        source.shard(ranks.rank, ranks.size, deal_batches=name != "train")
 
     def _require_source(self, word: str) -> BatchSource:
         source = self._source(word)

@@ -58,6 +58,7 @@ def _capture_training(trainer: Running, checkpoint: Checkpoint) -> None:
     checkpoint.metadata["schedule"] = [driver.describe_schedule() for driver in trainer.drivers]
     checkpoint.metadata["data"] = {
         "num_training_batches": trainer.num_training_batches,
+        "processes": trainer.world_size,
         "state": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
     }
     # A save comes before the loggers get the row of its step, which a kill in between would lose.
@@ -135,10 +136,14 @@ def restore_training(trainer: Running, checkpoint: Checkpoint, source: str) -> N
             logger.load_state_dict(metadata["loggers"][logger.state_key])
     trainer.log_metrics(metadata["unwritten_logs"])
     data = metadata["data"]
+    # The same samples are done, whoever takes the rest of them.
+    state = trainer.state
+    state.batch_in_epoch = state.batch_in_epoch * data["processes"] // trainer.world_size
     if trainer.datamodule is not None:
         trainer.datamodule.load_state_dict(data["state"])
     for what, saved, now in (
         ("batches per epoch", data["num_training_batches"], trainer.num_training_batches),
+        ("processes", data["processes"], trainer.world_size),
         ("seed", metadata["seed"], trainer.seed),
         ("precision", metadata["precision"], trainer.precision),
     ):

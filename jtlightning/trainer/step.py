@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jittor as jt
 
+from jtlightning.distributed import average, own_gradients
 from jtlightning.gradients import clip_by_norm, clip_by_value, gradient_norm
 from jtlightning.seed import reseed
 from jtlightning.trainer import anomaly
@@ -42,7 +43,7 @@ class Stepper:
         self.boundary = Boundary(trainer, task)
         self.window_done = 0  # micro-batches of the open accumulation window
         self.window_size = 1
-        self._scaler = trainer.scaler
+        self._scaler, self._ranks = trainer.scaler, trainer.ranks
         self._checks = not trainer.barebones
         self._overflow = False  # of a scaled loss in the open window
         self._norm: jt.Var | None = None  # of the gradients of the complete window
@@ -81,7 +82,7 @@ class Stepper:
     def backward(self, loss: jt.Var, driver: OptimizerDriver) -> None:
         """Gradients that a task with manual optimisation asks for inside its training step."""
         self.hooks.call("on_before_backward", loss)
-        with self.trainer.observe("backward"):
+        with self.trainer.observe("backward"), own_gradients():
             driver.optimizer.backward(self._scaled(loss))
         self.hooks.call("on_after_backward")
         self._losses.append(loss)
@@ -97,7 +98,8 @@ class Stepper:
         self._update_or_skip(driver, norm)
 
     def _seed(self) -> None:
-        reseed(self.trainer.seed, self.trainer.state.global_step, self.window_done, 0)
+        step = self.trainer.state.global_step
+        reseed(self.trainer.seed, step, self.window_done, self._ranks.rank)
 
     def _training_step(self, batch: Any, index: int) -> Any:
         trainer = self.trainer
@@ -113,11 +115,11 @@ class Stepper:
         loss = loss_of(outputs, self.task)
         share = loss / self.window_size if self.window_size > 1 else loss
         self.hooks.call("on_before_backward", share)
-        with trainer.observe("backward"):
+        with trainer.observe("backward"), own_gradients():
             driver.optimizer.backward(self._scaled(share))
         self.hooks.call("on_after_backward")
         looks = self._checks or self._scaler or trainer.gradient_clip_val is not None
-        if not looks and self.window_size == 1:
+        if not looks and self.window_size == 1 and not self._ranks.several:
             return outputs  # nothing is read, and the boundary that follows executes it
         gradients = [g for _, g in driver.gradients()]
         wanted = [*gradients, loss]
@@ -136,9 +138,11 @@ class Stepper:
     def _norm_of(self, gradients: list[jt.Var]) -> jt.Var | None:
         """The norm where it is needed, to be checked or to clip by; of a window's true gradients.
 
-        Call it once per window: gradients of a scaled loss are divided by the scale first.
+        Call it once per window: gradients are averaged over the processes, and those of a scaled
+        loss divided by the scale, first.
         """
         trainer = self.trainer
+        average(gradients, self._ranks)
         if self._scaler is not None:
             self._scaler.unscale(gradients)
         clips = trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm == "norm"

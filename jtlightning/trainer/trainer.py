@@ -10,6 +10,7 @@ from jtlightning import signals
 from jtlightning.accelerator import Accelerator, be_deterministic, select_device
 from jtlightning.callbacks.base import Callback
 from jtlightning.data.datamodule import DataModule
+from jtlightning.distributed import Ranks, end_all_after_an_error, find_ranks
 from jtlightning.loggers.base import Logger
 from jtlightning.precision import LossScaler, Precision
 from jtlightning.profiler import Profiler, make_profiler
@@ -29,6 +30,10 @@ class Trainer(Running):
 
     Args:
         accelerator: `cpu`, `cuda`, or `auto` for CUDA where it can be used.
+        devices: Processes on this machine, each with a GPU or a share of the CPU: `auto` takes
+            those that `mpirun` has started; the command line starts a number of them itself.
+        num_nodes: Machines that `mpirun` has started processes on.
+        sync_batchnorm: Let batch norms use the statistics of all processes.
         precision: 32; `16-mixed` or `bf16-mixed`: convolutions and linear layers compute in 16
             bits, all else and the weights stay in float32. `16-mixed` scales the loss, and skips
             steps whose gradients overflow.
@@ -72,6 +77,9 @@ class Trainer(Running):
         self,
         *,
         accelerator: Accelerator = "auto",
+        devices: int | Literal["auto"] = "auto",
+        num_nodes: int = 1,
+        sync_batchnorm: bool = False,
         precision: Precision = 32,
         max_epochs: int | None = None,
         max_steps: int = -1,
@@ -105,6 +113,8 @@ class Trainer(Running):
         arguments.check(locals())
         signals.reclaim()
         signals.end_compile_pool()
+        self.ranks = _join_processes(devices, num_nodes)
+        self.sync_batchnorm = sync_batchnorm
         self.device = select_device(accelerator)
         self.precision = precision
         self.scaler = LossScaler() if precision == "16-mixed" else None
@@ -118,21 +128,18 @@ class Trainer(Running):
         self.barebones = barebones
         self.fast_dev_run = int(fast_dev_run)
         quick = bool(fast_dev_run)
-        self.max_epochs: int | None = 1 if quick else max_epochs
         self.max_steps = self.fast_dev_run if quick else max_steps
         self.max_time_s = arguments.parse_duration(max_time)
-        if self.max_epochs is None and self.max_steps < 0 and self.max_time_s is None:
-            self.max_epochs = 1000
+        unlimited = max_epochs is None and self.max_steps < 0 and self.max_time_s is None
+        self.max_epochs: int | None = 1 if quick else 1000 if unlimited else max_epochs
         self.min_epochs = min_epochs
         self.overfit_batches = overfit_batches
         self.limits: dict[str, int | float] = {
-            "train": overfit_batches or limit_train_batches,
-            "validation": limit_val_batches,
-            "test": limit_test_batches,
-            "predict": limit_predict_batches,
+            "train": self.fast_dev_run or overfit_batches or limit_train_batches,
+            "validation": self.fast_dev_run or limit_val_batches,
+            "test": self.fast_dev_run or limit_test_batches,
+            "predict": self.fast_dev_run or limit_predict_batches,
         }
-        if quick:
-            self.limits = dict.fromkeys(self.limits, self.fast_dev_run)
         self.num_sanity_val_steps = 0 if quick or barebones else num_sanity_val_steps
         self.val_check_interval = 1.0 if quick else val_check_interval
         self.check_val_every_n_epoch = check_val_every_n_epoch
@@ -141,13 +148,13 @@ class Trainer(Running):
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.log_every_n_steps = 1 if quick else log_every_n_steps
         self.default_root_dir = Path(default_root_dir)
-        silent = quick or barebones
+        silent = quick or barebones or self.ranks.rank > 0  # rank 0 speaks and writes for all
         self.enable_checkpointing = enable_checkpointing and not silent
         self.loggers = [] if silent else arguments.choose_loggers(logger)
         self.callbacks = arguments.choose_callbacks(
             list(callbacks or ()),
-            progress_bar=enable_progress_bar and not barebones,
-            summary=enable_model_summary and not barebones,
+            progress_bar=enable_progress_bar and not barebones and self.is_global_zero,
+            summary=enable_model_summary and not barebones and self.is_global_zero,
             checkpoints=self.enable_checkpointing,
         )
         self.reset()
@@ -223,6 +230,11 @@ class Trainer(Running):
                 writes the predictions or there are too many to hold.
         """
         collect = return_predictions
+        if self.ranks.several:
+            raise ValueError(
+                f"prediction runs in one process, and there are {self.world_size}; start it "
+                "without mpirun, or test, whose numbers are of all processes"
+            )
         return self._evaluate("predict", task, dataloaders, datamodule, ckpt_path, collect)[1]
 
     def _evaluate(
@@ -238,3 +250,12 @@ class Trainer(Running):
         session = Session(self, stage, task, {WORDS[stage]: loader}, datamodule, ckpt_path)
         session.run(lambda: outputs.extend(session.evaluate(collect=collect)))
         return dict(self.metrics), outputs
+
+
+def _join_processes(devices: int | str, nodes: int) -> Ranks:
+    """The processes of this run, as many as asked for."""
+    ranks = find_ranks()
+    arguments.check_processes(devices, nodes, ranks.size)
+    if ranks.several:
+        end_all_after_an_error(ranks)
+    return ranks

@@ -59,7 +59,7 @@ def _step(stepper: Stepper, batches: Iterator[object]) -> float:
     trainer.state.batch_in_epoch = 0  # every window is a full one
     while not values or stepper.window_done:
         batch = next(batches)
-        trainer.enter_batch(batch)
+        trainer.enter_batch(batch, trainer.state.batch_in_epoch)
         try:
             _, outputs = stepper.run(batch, trainer.state.batch_in_epoch)
         except (NonFiniteLossError, NonFiniteGradientError):

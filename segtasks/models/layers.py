@@ -56,7 +56,12 @@ class BatchNorm2d(nn.Module):
         channels: channels C of the map (B, C, H, W).
         eps: added to the variance.
         momentum: share of the new batch in the running statistics.
+
+    Attributes:
+        sync: under MPI, use the statistics of the batches of all processes.
     """
+
+    sync = False
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
@@ -72,11 +77,17 @@ class BatchNorm2d(nn.Module):
             shift = self.bias - self.running_mean * scale
             return x * per_channel(scale) + per_channel(shift)
         axes = (0, 2, 3)
+        count = x.numel() // x.shape[1]
         mean = x.mean(axes)
+        if self.sync and jt.in_mpi:
+            mean = mean.mpi_all_reduce("mean")
+            count *= jt.world_size
         centred = x - per_channel(mean)
         variance = (centred * centred).mean(axes)
+        if self.sync and jt.in_mpi:
+            variance = variance.mpi_all_reduce("mean")
         scale = self.weight / jt.sqrt(variance + self.eps)
-        self._update_statistics(mean, variance, x.numel() // x.shape[1])
+        self._update_statistics(mean, variance, count)
         return centred * per_channel(scale) + per_channel(self.bias)
 
     def _update_statistics(self, mean: jt.Var, variance: jt.Var, count: int) -> None:

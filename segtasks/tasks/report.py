@@ -69,12 +69,22 @@ class SegmentationReport:
             image, depth = _pictures(self._trainer, batch, index)
             self._drawn.append((image, depth, label[index], prediction[index]))
 
+    def reduce(self) -> None:
+        """Add up the counts of all processes; the pictures stay those of each."""
+        for counts in self._counts.values():
+            counts.reduce(self._trainer.sum_over_processes)
+
     def scores(self) -> SegmentationScores:
         """Scores of the model."""
         return self._counts[MODEL].scores()
 
     def publish(self) -> None:
-        """Print the table; write results.json and the pictures into the run folder, if any."""
+        """Print the table; write results.json and the pictures into the run folder, if any.
+
+        Of several processes rank 0 does, with pictures of its samples.
+        """
+        if not self._trainer.is_global_zero:
+            return
         console = Console()
         scores = {name: counts.scores() for name, counts in self._counts.items()}
         console.print(_table(self._names, scores))

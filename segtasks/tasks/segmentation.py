@@ -123,6 +123,7 @@ class SegmentationTask(Task):
         return sample_sheets(self.trainer, batch, outputs, self.num_classes)
 
     def on_validation_epoch_end(self) -> None:
+        self.confusion.reduce(self.trainer.sum_over_processes)
         self._log_scores("val", self.confusion.scores())
 
     def on_test_epoch_start(self) -> None:
@@ -139,6 +140,7 @@ class SegmentationTask(Task):
         self.report.add(batch, prediction, without_depth)
 
     def on_test_epoch_end(self) -> None:
+        self.report.reduce()
         self._log_scores("test", self.report.scores())
 
     def on_test_end(self) -> None:

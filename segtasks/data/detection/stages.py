@@ -32,6 +32,11 @@ class StagedLoader:
         """Samples left out of delivered batches: index -> reason."""
         return {**self.before.skipped, **self.after.skipped}
 
+    def shard(self, rank: int, ranks: int, *, deal_batches: bool) -> None:
+        """Load the part of one of several processes, as `Loader.shard` does."""
+        for loader in (self.before, self.after):
+            loader.shard(rank, ranks, deal_batches=deal_batches)
+
     def batches(self, epoch: int, start: int = 0, *, seed: int = 0) -> Generator[Any, None, None]:
         """The batches of an epoch from number `start` on, as `Loader.batches` gives them."""
         now, other = self.before, self.after

@@ -5,6 +5,7 @@ import select
 import signal
 import weakref
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 
@@ -299,3 +300,38 @@ def test_unpicklable_attribute_is_named(make):
     loader = make(Images(9), num_workers=1, transform=lambda sample, generator: sample)
     with pytest.raises(ValueError, match="transform cannot be sent"):
         list(loader.batches(0))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("samples", [12, 13, 17])
+def test_ranks_share_a_training_epoch(samples: int, ranks: int) -> None:
+    def parts(batch_size: int, ranks: int) -> list[list[list[int]]]:
+        made = []
+        for rank in range(ranks):
+            loader = Loader(list(range(samples)), batch_size, collate=list, shuffle=True)
+            loader.shard(rank, ranks, deal_batches=False)
+            made.append([list(map(int, batch)) for batch in loader.batches(1, seed=3)])
+            assert len(loader) == len(made[-1])
+        return made
+
+    shares = parts(2, ranks)
+    (alone,) = parts(2 * ranks, 1)
+    together = [list(chain(*batches)) for batches in zip(*shares, strict=True)]
+    left_out = samples % (2 * ranks) if samples % (2 * ranks) < ranks else 0
+    assert together == (alone[:-1] if left_out else alone)
+    assert len(list(chain(*together))) == samples - left_out
+    sizes = {len(batch) for share in shares for batch in share[:-1]}
+    assert sizes == {2}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_are_dealt_the_batches_of_an_evaluation(ranks: int) -> None:
+    def batches(rank: int, ranks: int) -> list[list[int]]:
+        loader = Loader(list(range(7)), 2, collate=list)
+        loader.shard(rank, ranks, deal_batches=True)
+        assert len(loader) == 4
+        return list(loader.batches(0))
+
+    alone = batches(0, 1)
+    shares = [batches(rank, ranks) for rank in range(ranks)]
+    assert [shares[k % ranks][k // ranks] for k in range(4)] == alone

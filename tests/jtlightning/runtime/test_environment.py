@@ -42,6 +42,15 @@ def test_broken_nvcc_on_the_path_is_not_used(run_python: RunPython, tmp_path: Pa
     assert variables["nvcc_path"] != str(nvcc)
 
 
+def test_mpi_is_for_processes_that_mpirun_has_started(run_python: RunPython) -> None:
+    parent = prepared(run_python)
+    assert parent["use_mpi"] == "0"
+    inherited = {name: parent[name] for name in parent if name != "PATH"}
+    assert "use_mpi" not in prepared(run_python, OMPI_COMM_WORLD_SIZE="2", **inherited)
+    mine = {"use_mpi": "0", "OMPI_COMM_WORLD_SIZE": "2"}
+    assert prepared(run_python, **mine)["use_mpi"] == "0"
+
+
 def test_variables_of_the_user_stay(run_python: RunPython) -> None:
     mine = {"use_cutt": "1", "nvcc_path": "/mine/nvcc", "FIX_TORCH_ERROR": "1", "log_silent": "0"}
     variables = prepared(run_python, **mine)
