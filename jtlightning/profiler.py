@@ -156,15 +156,16 @@ class KernelProfiler(Profiler):
             return f"no kernel was measured: the run ended within the first {self.skip_steps} steps"
         # Name, file, count, total, mean, min, max in ns, ...; an operation that another kernel
         # computes for it has no time of its own.
-        timed = [row for row in self._kernels if int(row[3]) > 0]
-        whole = max(sum(int(row[3]) for row in timed), 1)
+        # Numbers are text, long ones as 1.6e+07.
+        timed = [row for row in self._kernels if float(row[3]) > 0]
+        whole = max(sum(float(row[3]) for row in timed), 1.0)
         cells = [
             (
                 kernel_name(row[0]),
                 row[2],
-                f"{int(row[3]) / 1e6:.3f}",
+                f"{float(row[3]) / 1e6:.3f}",
                 f"{float(row[4]) / 1e3:.1f}",
-                f"{100 * int(row[3]) / whole:.1f}",
+                f"{100 * float(row[3]) / whole:.1f}",
             )
             for row in timed[: self.rows]
         ]

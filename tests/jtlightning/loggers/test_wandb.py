@@ -309,8 +309,9 @@ SCRIPT = """
     from jtlightning.loggers.wandb import WandbLogger
 
     logging.basicConfig(level=logging.WARNING)
-    logger = WandbLogger(timeout_s=2.0)
+    logger = WandbLogger()
     logger.start(SimpleNamespace(path=Path(sys.argv[1])), resumed_step=None)
+    logger.timeout_s = 2.0  # not before: a busy machine may need longer to start the service
     stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
     parents = {s.split()[0]: s.rpartition(")")[2].split()[1] for s in stats}
     children = [child for child, parent in parents.items() if parent == str(os.getpid())]
