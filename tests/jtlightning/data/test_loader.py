@@ -129,7 +129,7 @@ def test_failing_sample_is_named_with_file_and_original_traceback(make, num_work
     assert caught.value.indices == (10,)
     assert "loader_cases.py" in str(caught.value)
     assert "OSError: broken image" in caught.value.original
-    assert monotonic() - started < 5
+    assert monotonic() - started < 30
     assert len(list(loader.batches(1, 4))) == 3  # behind the failing sample all is well
 
 
@@ -152,7 +152,7 @@ def test_dead_worker_is_named_and_replaced_in_the_next_epoch(make, kind, reason)
     started = monotonic()
     with pytest.raises(LoaderError, match=rf"loader worker 1 \(pid \d+\) {reason}"):
         list(loader.batches(0))
-    assert monotonic() - started < 5
+    assert monotonic() - started < 30
     assert len(list(loader.batches(0, 4))) == 3
 
 
