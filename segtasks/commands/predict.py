@@ -11,13 +11,22 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jtlightning.cli.arguments import Arguments
 
 INPUTS = ("--rgb", "--split")
 #: How `task.class_path` may name the tasks that are known; any other one is imported to see.
 KNOWN_TASKS = {
     "segtasks.tasks.SegmentationTask": "segmentation",
     "segtasks.tasks.segmentation.SegmentationTask": "segmentation",
+    "segtasks.tasks.RTDETRTask": "detection",
+    "segtasks.tasks.detection.RTDETRTask": "detection",
 }
+#: Options that only one kind of task understands.
+OF_SEGMENTATION = ("depth", "protocol", "crop", "stride", "scales", "no_flip", "write")
+OF_DETECTION = ("score_threshold", "max_detections")
 
 
 def names_inputs(argv: Sequence[str]) -> bool:
@@ -41,63 +50,101 @@ def main(argv: Sequence[str]) -> int:
     arguments, rest = parser.parse_known_args(argv)
     _check_options(parser, arguments)
 
-    from rich.console import Console
-    from rich.markup import escape
+    from jtlightning.cli import failures
 
-    from jtlightning.cli.failures import is_mistake
-
+    packages = ("jtlightning", "segtasks")
     try:
         return _predict(arguments, rest)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was written before is whole\n")
         return 130
     except ValueError as error:
-        if not is_mistake(error, ("jtlightning", "segtasks")):
+        if not failures.is_mistake(error, packages):
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        shown = "--traceback" in rest or os.environ.get("SEGTASKS_TRACEBACK") == "1"
+        failures.show(error, "segtasks", packages=packages, with_traceback=shown)
         return 2
 
 
 def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from jtlightning.cli.arguments import parse
-    from jtlightning.cli.config import ConfigError
+    from jtlightning.cli.config import ConfigError, dump
     from segtasks.predictors.configuration import check_checkpoint, read_recipe
 
     # Classes in files of the user's working folder; last, so that none hides a package.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+    overrides = _overrides(arguments, rest)
+    if not (overrides.print_config and arguments.config):
+        check_checkpoint(arguments.ckpt_path)
+    recipe = read_recipe(arguments.ckpt_path, arguments.config, overrides, os.environ)
+    if overrides.print_config:
+        sys.stdout.write(dump(recipe.config.values))
+        return 0
+    kind = _kind(recipe.class_path)
+    _refuse_other_options(arguments, kind)
+    if kind == "segmentation":
+        from segtasks.commands.predict_segmentation import run
+    elif kind == "detection":
+        from segtasks.commands.predict_detection import run
+    else:
+        raise ConfigError(
+            f"task.class_path is {recipe.class_path} ({recipe.source}); predict --rgb draws what"
+            " tasks for segmentation and detection see; without --rgb and --split the task's own"
+            " predict_step is run"
+        )
+    return run(arguments, recipe)
+
+
+def _overrides(arguments: argparse.Namespace, rest: Sequence[str]) -> Arguments:
+    """Options that set keys of the configuration.
+
+    Raises:
+        ConfigError: One is none.
+    """
+    from jtlightning.cli.arguments import parse
+    from jtlightning.cli.config import ConfigError
+
     overrides = parse(rest)
-    for key, _, _ in overrides.overrides:
-        if key.partition(".")[0] not in ("data", "task"):
+    keys = [key for key, _, _ in overrides.overrides]
+    if overrides.class_help is not None:
+        keys.append(f"{overrides.class_help[0]}.help")
+    for key in keys:
+        if key.partition(".")[0] not in ("data", "task") or key.endswith(".help"):
             raise ConfigError(
                 f"unknown option --{key}; besides those that `segtasks predict --help` lists, "
                 "options set keys of the configuration's data and task, such as --data.depth_max"
             )
     if arguments.root is not None:
         overrides.overrides.append(("data.root", str(arguments.root), False))
-    check_checkpoint(arguments.ckpt_path)
-    recipe = read_recipe(arguments.ckpt_path, arguments.config, overrides, os.environ)
-    kind = _kind(recipe.class_path)
-    if kind == "segmentation":
-        from segtasks.commands.predict_segmentation import run
-
-        return run(arguments, recipe)
-    raise ConfigError(
-        f"task.class_path is {recipe.class_path} ({recipe.source}); predict --rgb draws what a"
-        " segmentation task sees; without --rgb and --split the task's own predict_step is run"
-    )
+    return overrides
 
 
 def _kind(class_path: str) -> str:
-    """What a task does: segmentation, or another."""
+    """What a task does: segmentation, detection, or another."""
     if class_path in KNOWN_TASKS:
         return KNOWN_TASKS[class_path]
     from jtlightning.cli.schema import import_object
-    from segtasks.tasks.segmentation import SegmentationTask
+    from segtasks.tasks import RTDETRTask, SegmentationTask
 
     found = import_object(class_path, "task.class_path", "the configuration")
-    is_segmentation = isinstance(found, type) and issubclass(found, SegmentationTask)
-    return "segmentation" if is_segmentation else "another"
+    for base, kind in ((SegmentationTask, "segmentation"), (RTDETRTask, "detection")):
+        if isinstance(found, type) and issubclass(found, base):
+            return kind
+    return "another"
+
+
+def _refuse_other_options(arguments: argparse.Namespace, kind: str) -> None:
+    """Refuse options that have no meaning for a kind of task.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    from jtlightning.cli.config import ConfigError
+
+    foreign = {"segmentation": OF_DETECTION, "detection": OF_SEGMENTATION}.get(kind, ())
+    for name in foreign:
+        if getattr(arguments, name) not in (None, False, "config"):
+            raise ConfigError(f"--{name} has no meaning for {kind}; leave it out")
 
 
 def _check_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -125,10 +172,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="segtasks predict",
         usage="segtasks predict --ckpt_path FILE (--rgb PATH [--depth PATH] | --split SPLIT)"
         " [OPTIONS]",
-        description="Write pictures of what a trained network sees: in one image with its depth, in"
-        " folders of them, or in a split of its data set. Further options set keys of the"
-        " configuration, such as --data.depth_max 65535. Exit code 0: done, 1: a file cannot be"
-        " read or written, 2: a request that cannot be.",
+        description="Write pictures of what a trained network sees: classes of pixels in an image"
+        " with its depth, boxes of objects in an image or video, in folders of images, or in a"
+        " split of its data set. The task in the configuration says which. Further options set"
+        " keys of the configuration, such as --data.depth_max 65535; --print_config prints it and"
+        " stops, --traceback shows where an error comes from. Exit code 0: done, 1: a file"
+        " cannot be read or written, 2: a request that cannot be.",
         allow_abbrev=False,
     )
     _add_inputs(parser)
@@ -165,10 +214,19 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--rgb",
         metavar="PATH",
         help="a colour image, .png or .jpg, or a folder of them; or a pattern with one *, such as"
-        " 'images/*_rgb', where * is the name of an image without its ending",
+        " 'images/*_rgb', where * is the name of an image without its ending; for a detector also"
+        " a video",
     )
     group.add_argument(
-        "--depth", metavar="PATH", help="its depth, or a folder or pattern with the same names"
+        "--depth",
+        metavar="PATH",
+        help="segmentation: its depth, or a folder or pattern with the same names",
+    )
+    group.add_argument(
+        "--class_names",
+        nargs="+",
+        metavar="NAME",
+        help="names of the classes (default: those of the configuration's data)",
     )
     group.add_argument(
         "--split",
@@ -231,9 +289,20 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "--write",
         nargs="+",
         choices=("labels", "colours", "overlays", "sheets"),
-        default=["labels", "colours", "overlays", "sheets"],
-        help="label maps (8-bit, classes from 0), classes in colours, these over the image, all"
-        " beside each other (default: all four); predictions.json is always written",
+        help="segmentation: label maps (8-bit, classes from 0), classes in colours, these over the"
+        " image, all beside each other (default: all four); predictions.json is always written",
+    )
+    group.add_argument(
+        "--score_threshold",
+        type=_share,
+        metavar="SCORE",
+        help="detection: least score of what is drawn and listed, 0 to 1 (default: the task's)",
+    )
+    group.add_argument(
+        "--max_detections",
+        type=_positive,
+        metavar="N",
+        help="detection: the best so many of each image (default: 300)",
     )
     group.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
@@ -245,6 +314,16 @@ def _positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number of 0 to 1, got {text!r}")
     return value
 
 

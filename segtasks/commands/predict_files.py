@@ -34,26 +34,27 @@ class Files:
         folder: DIR.
         kinds: folders in it.
         names: of the images; a name may contain further folders.
-        ending: of pictures.
 
     Raises:
         PredictionError: Two images have one name.
     """
 
-    def __init__(
-        self, folder: Path, kinds: Sequence[str], names: Sequence[str], ending: str = ".png"
-    ) -> None:
+    def __init__(self, folder: Path, kinds: Sequence[str], names: Sequence[str]) -> None:
         doubled = [name for name, count in Counter(names).items() if count > 1]
         if doubled:
             raise PredictionError(f"several images are named {doubled[0]!r}; rename one")
-        self.folder, self.kinds, self.names, self.ending = folder, kinds, names, ending
+        self.folder, self.kinds, self.names = folder, kinds, names
 
     def path(self, kind: str, index: int) -> Path:
         """Where a picture goes."""
-        return self.folder / kind / f"{self.names[index]}{self.ending}"
+        return self.folder / kind / f"{self.names[index]}.png"
 
-    def check(self, *, overwrite: bool) -> None:
+    def check(self, *, overwrite: bool, others: Sequence[Path] = ()) -> None:
         """Refuse what would fail later, or replace files.
+
+        Args:
+            overwrite: Files may be replaced.
+            others: Further files that will be written.
 
         Raises:
             PredictionError: A file is there already, or the folder cannot be written.
@@ -68,7 +69,7 @@ class Files:
         if overwrite:
             return
         planned = [self.path(kind, i) for kind in self.kinds for i in range(len(self.names))]
-        there = [str(path) for path in (self.folder / SUMMARY, *planned) if path.exists()]
+        there = [str(path) for path in (self.folder / SUMMARY, *others, *planned) if path.exists()]
         if there:
             more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
             raise PredictionError(
@@ -105,6 +106,8 @@ def import_jittor(folder: Path) -> None:
     except OSError as error:
         raise PredictionError(f"--out {folder}: cannot be written ({error.strerror})") from error
     with leave_at_ctrl_c():
+        import_module("jittor")
+        # Jittor would quit at Ctrl-C, with whatever file is being written.
         import_module("jtlightning.signals").reclaim()
 
 

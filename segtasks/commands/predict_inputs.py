@@ -103,7 +103,7 @@ def _depth_file(depth: str) -> Path:
 
 
 def _matched(rgb: str, depth: str) -> tuple[list[str], list[Path], list[Path], tuple[str, ...]]:
-    images, depths = _listing(rgb, "--rgb"), _listing(depth, "--depth")
+    images, depths = list_pictures(rgb, "--rgb"), list_pictures(depth, "--depth")
     lacking = [str(path) for name, path in images.items() if name not in depths]
     if lacking:
         raise PredictionError(
@@ -115,8 +115,16 @@ def _matched(rgb: str, depth: str) -> tuple[list[str], list[Path], list[Path], t
     return list(images), list(images.values()), [depths[name] for name in images], notes
 
 
-def _listing(text: str, option: str) -> dict[str, Path]:
-    """Files of a folder or pattern by the name that they share with others, sorted."""
+def list_pictures(text: str, option: str) -> dict[str, Path]:
+    """Pictures of a folder or a pattern, by the name that they share with others, sorted.
+
+    Args:
+        text: a folder, or a pattern such as `images/*_rgb`.
+        option: names it in errors.
+
+    Raises:
+        PredictionError: there are none, or two have one name.
+    """
     pattern = NamePattern.of(text)
     folder = Path(pattern.folder)
     if not folder.is_dir():

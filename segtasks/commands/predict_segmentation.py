@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from segtasks.predictors.result import SegmentationResult
     from segtasks.predictors.segmentation import Segmenter
 
+KINDS = ["labels", "colours", "overlays", "sheets"]
 #: Of a window where neither an option nor the data say one.
 _CROP = (480, 640)
 
@@ -36,7 +37,8 @@ def run(arguments: argparse.Namespace, recipe: Recipe) -> int:
     images = _find(arguments, recipe)
     for note in images.notes:
         console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
-    files = Files(arguments.out, arguments.write, [item.name for item in images.inputs])
+    kinds = arguments.write or KINDS
+    files = Files(arguments.out, kinds, [item.name for item in images.inputs])
     files.check(overwrite=arguments.overwrite)
     crop, stride = _window(arguments, recipe)
     segmenter = _load(arguments, recipe)
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace, recipe: Recipe) -> int:
     with progress(console, "predicting", len(images.inputs)) as advance:
         for index, result in stream:
             truth = images.truth(index) if images.truth else None
-            written = files.write(index, _pictures(result, truth, arguments.write))
+            written = files.write(index, _pictures(result, truth, kinds))
             rows[index] = _row(images, index, result, written)
             advance()
     summary = _describe(arguments, recipe, segmenter, protocol, batch_size)
@@ -68,7 +70,11 @@ def _load(arguments: argparse.Namespace, recipe: Recipe) -> Segmenter:
     from segtasks.predictors.loading import build_segmenter
 
     return build_segmenter(
-        arguments.ckpt_path, recipe, weights=arguments.weights, device=arguments.device
+        arguments.ckpt_path,
+        recipe,
+        weights=arguments.weights,
+        class_names=arguments.class_names,
+        device=arguments.device,
     )
 
 

@@ -1,4 +1,4 @@
-"""One trained network for all tests that predict, so that its kernels are compiled once."""
+"""Networks for all tests that predict, so that their kernels are compiled once."""
 
 from __future__ import annotations
 
@@ -80,4 +80,61 @@ def dformer_checkpoint(
     }
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt"
     write_checkpoint(path, Checkpoint(tensors, metadata))
+    return path
+
+
+BRIGHT_DETECTOR = '''
+"""Finds the one bright square of an image: class 0 where it is red, 1 where it is green."""
+
+from __future__ import annotations
+
+import jittor as jt
+import numpy as np
+from jittor import nn
+
+from segtasks.models.rtdetr.outputs import RTDETROutput
+
+
+class Bright(nn.Module):
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.factor = jt.zeros(1)
+
+    def execute(self, image: jt.Var) -> RTDETROutput:
+        assert not self.is_training()
+        pixels = image.numpy()
+        logits, boxes = [], []
+        for one in pixels:
+            rows, columns = np.nonzero(one.max(0) > 0.6)
+            height, width = one.shape[1:]
+            left, right = columns.min() / width, (columns.max() + 1) / width
+            top, bottom = rows.min() / height, (rows.max() + 1) / height
+            boxes.append([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top])
+            scores = [4.0 if one[channel].max() > 0.6 else -2.0 for channel in (0, 1)]
+            logits.append(scores + [-9.0] * (self.num_classes - 2))
+        answer = jt.array(np.array(logits, np.float32)[:, None]) * self.factor
+        return RTDETROutput(answer, jt.array(np.array(boxes, np.float32)[:, None]))
+'''
+
+
+@pytest.fixture
+def bright_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A detector without learning whose answers are known; its data are not there."""
+    # The command would keep what Jittor prints, for the rest of the process, if it imported it.
+    import jittor  # noqa: F401
+
+    from jtlightning.state import RunState
+
+    (tmp_path / "bright_detector.py").write_text(BRIGHT_DETECTOR)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = {"root": str(tmp_path / "gone"), "size": [64, 64], "val_batch_size": 2}
+    model = {"class_path": "bright_detector.Bright", "init_args": {"num_classes": 2}}
+    config = {
+        "data": {"class_path": "segtasks.data.CocoDataModule", "init_args": data},
+        "task": {"class_path": "segtasks.tasks.RTDETRTask", "init_args": {"model": model}},
+    }
+    metadata = {"format": 1, "loop": RunState().state_dict(), "callbacks": {}, "config": config}
+    path = tmp_path / "bright.ckpt"
+    write_checkpoint(path, Checkpoint({"model/model.factor": np.ones(1, np.float32)}, metadata))
     return path

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from segtasks import load_segmenter
 from segtasks.__main__ import main
@@ -181,6 +182,7 @@ trainer: {seed: 3}
         (("--split", "test", "--data.rot", "x"), "unknown key data.init_args.rot"),
         (("--split", "test", "--trainer.seed", "1"), "unknown option --trainer.seed"),
         (("--split", "test", "--ovrwrite", "1"), "unknown option --ovrwrite"),
+        (("--split", "test", "--task.help", "x.Y"), "unknown option --task.help"),
         (("--split", "test", "--out", "file"), "file is a file; name another folder"),
         (
             ("--split", "test", "--protocol", "sliding", "--stride", "65", "9"),
@@ -268,6 +270,14 @@ def test_without_files_the_command_is_the_trainer_s(
         np.testing.assert_array_equal(
             read(folder / f"{name}.png"), read(tmp_path / f"predictions/labels/{name}.png")
         )
+
+
+def test_the_configuration_is_printed_as_it_would_be_used(predict: Any, capsys: Any) -> None:
+    options = ("--rgb", "x", "--config", "pothole.yaml", "--data.depth_max", 999, "--print_config")
+    assert predict(*options, ckpt_path=Path("nowhere.pth")) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["init_args"]["depth_max"] == "999"
+    assert printed["task"]["class_path"] == "segtasks.tasks.SegmentationTask"
 
 
 def test_help_is_for_both_ways(capsys: Any) -> None:
