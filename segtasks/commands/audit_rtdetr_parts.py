@@ -102,6 +102,8 @@ def check_selection(
     index, wanted = selected.index.numpy(), recording.array("topk_ind")
     if index.shape != wanted.shape:
         raise GoldenFileError(f"{recording.path}: topk_ind is {wanted.shape}, not {index.shape}")
+    if wanted.min() < 0 or wanted.max() >= len(valid):
+        raise GoldenFileError(f"{recording.path}: topk_ind is not within the {len(valid)} tokens")
     # A token that only one side picked is no miss if it is as good as the last one within limits.
     boundary = np.take_along_axis(scores, index, 1)[:, -1:] - limit * np.abs(scores).max()
     clear = valid[wanted] & (np.take_along_axis(scores, wanted, 1) < boundary)

@@ -39,14 +39,15 @@ def test_detections_equal_the_recording(
 
 
 def test_equal_scores_keep_their_order_and_none_is_lost() -> None:
-    logits = np.full((1, 5, 3), 2.0, np.float32)
-    boxes = np.tile(np.float32([0.5, 0.5, 1, 1]), (1, 5, 1))
+    # Enough of them for an unstable sort to show.
+    logits = np.full((1, 60, 3), 2.0, np.float32)
+    boxes = np.tile(np.float32([0.5, 0.5, 1, 1]), (1, 60, 1))
 
-    found = top_predictions(logits, boxes, np.array([[40, 20]]), 7)[0]
+    found = top_predictions(logits, boxes, np.array([[40, 20]]), 100)[0]
 
-    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert found.labels.tolist() == [i % 3 for i in range(100)]
     assert found.boxes_xyxy[0].tolist() == [0, 0, 40, 20]
-    assert len(top_predictions(logits, boxes, np.array([[40, 20]]))[0].scores) == 15
+    assert len(top_predictions(logits, boxes, np.array([[40, 20]]))[0].scores) == 180
 
 
 def test_scores_of_unlikely_classes_keep_their_digits() -> None:
