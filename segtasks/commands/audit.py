@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from segtasks.commands.golden_file import GoldenFile, GoldenFileError, read_golden_file
+from segtasks.commands.golden_file import GoldenFileError, array_names, read_golden_file
 
 if TYPE_CHECKING:
     from segtasks.commands.checks import Check
@@ -27,39 +27,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if everything is within its limit, 1 on a miss, 2 for a file that cannot be audited.
     """
     arguments = _parser().parse_args(argv)
+    # A pipe has no width, and the default of 80 columns would fold every line.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        golden = read_golden_file(arguments.golden)
-        # A pipe has no width, and the default of 80 columns would fold every line.
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        return audit(golden, arguments.tolerance, console)
+        return audit(arguments.golden, arguments.tolerance, console)
     except GoldenFileError as error:
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2
 
 
-def audit(golden: GoldenFile, tolerance: float, console: Console) -> int:
-    """Compare, print a table and return the exit code."""
-    # Imported here, so that a wrong file or argument is reported without waiting for Jittor.
-    from segtasks.commands.audit_dformer import audit_forward
-    from segtasks.commands.audit_training import audit_training
+def audit(path: Path, tolerance: float, console: Console) -> int:
+    """Compare, print a table and return the exit code.
 
-    run = audit_training if golden.is_training else audit_forward
-    with console.status(f"running {golden.meta['variant']} as {golden.path.name} recorded it"):
-        checks = list(run(golden, tolerance))
-    console.print(_table(golden, checks))
+    Raises:
+        GoldenFileError: The file is of none of the kinds that can be audited, or damaged.
+    """
+    title, run = _audit_of(path, tolerance)
+    with console.status(f"running {title} as {path.name} recorded it"):
+        checks = list(run())
+    console.print(_table(title, checks))
     missed = [check.name for check in checks if not check.passed]
     if missed:
+        console.print(f"[red]first to diverge:[/] {missed[0]}")
         console.print(f"[red]{len(missed)} of {len(checks)} missed:[/] {', '.join(missed)}")
         return 1
     console.print(f"[green]all {len(checks)} within their limits[/]")
     return 0
 
 
-def _table(golden: GoldenFile, checks: Iterable[Check]) -> Table:
+def _audit_of(path: Path, tolerance: float) -> tuple[str, Callable[[], Iterator[Check]]]:
+    """What a file recorded, and how to compare it."""
+    # Imports are here, so that most wrong files are reported without waiting for Jittor.
+    if "meta" not in array_names(path):
+        from segtasks.commands.audit_rtdetr import audit_rtdetr, is_rtdetr
+
+        if is_rtdetr(path):
+            return "RT-DETR", lambda: audit_rtdetr(path, tolerance)
+    golden = read_golden_file(path)
+    from segtasks.commands.audit_dformer import audit_forward
+    from segtasks.commands.audit_training import audit_training
+
+    run = audit_training if golden.is_training else audit_forward
     kind = "training" if golden.is_training else "forward"
-    table = Table(
-        box=SIMPLE_HEAD, title=f"{golden.meta['variant']}, {golden.meta['decoder']}, {kind}"
-    )
+    title = f"{golden.meta['variant']}, {golden.meta['decoder']}, {kind}"
+    return title, lambda: run(golden, tolerance)
+
+
+def _table(title: str, checks: Iterable[Check]) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title)
     table.add_column("stage", overflow="fold")
     for column in ("max abs error", "relative", "limit"):
         table.add_column(column, justify="right", no_wrap=True)

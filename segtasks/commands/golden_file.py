@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ DECODERS = ("ham", "MLPDecoder")
 ACCEPTED = (
     "accepted are .npz files whose `meta` holds a variant of "
     f"{', '.join(VARIANTS)} with a decoder of {', '.join(DECODERS)}, and either `cases` "
-    "(recorded forward passes) or `losses` (recorded training steps)"
+    "(recorded forward passes) or `losses` (recorded training steps), and recordings of RT-DETR"
 )
 #: What NumPy and zipfile raise for files that are damaged or of another kind.
 UNREADABLE = (
@@ -37,6 +37,9 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+T = TypeVar("T")
 
 
 class GoldenFileError(ValueError):
@@ -69,6 +72,15 @@ class GoldenFile:
         return self.arrays[key]
 
 
+def array_names(path: Path) -> set[str]:
+    """Names of the arrays in an .npz file.
+
+    Raises:
+        GoldenFileError: There is no such file, or it is damaged or of another kind.
+    """
+    return set(_read(path, lambda archive: archive.files))
+
+
 def read_golden_file(path: Path) -> GoldenFile:
     """Read and check a file.
 
@@ -90,6 +102,11 @@ def read_golden_file(path: Path) -> GoldenFile:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    return _read(path, lambda archive: {name: archive[name] for name in archive.files})
+
+
+def _read(path: Path, read: Callable[[Any], T]) -> T:
+    """What `read` takes from the archive."""
     if not path.is_file():
         raise GoldenFileError(f"{path}: no such file")
     try:
@@ -98,7 +115,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise GoldenFileError(f"{path}: a single array, not an .npz archive; {ACCEPTED}")
-            return {name: archive[name] for name in archive.files}
+            return read(archive)
     except GoldenFileError:
         raise
     except UNREADABLE as error:

@@ -69,7 +69,9 @@ def test_each_tampered_value_is_a_miss(tmp_path: Path, capsys: pytest.CaptureFix
         "names and shapes",
     }
     assert main(["--golden", str(path)]) == 1
-    assert "9 of 114 missed" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "9 of 114 missed" in printed
+    assert "first to diverge: names and shapes" in printed
 
 
 @pytest.mark.slow
