@@ -127,10 +127,16 @@ class RTDETRTask(Task):
         """Compare model and data before any work.
 
         Raises:
-            ValueError: Their numbers of classes differ, or there is no data module that knows the
-                annotations.
+            ValueError: Their numbers of classes differ, there is no data module that knows the
+                annotations, or there are several processes.
         """
         data = self.trainer.datamodule
+        if self.trainer.world_size > 1:
+            # Neither the detections nor the number of boxes is added up over processes yet.
+            raise ValueError(
+                f"RTDETRTask runs in one process so far, and there are {self.trainer.world_size}; "
+                "start it without mpirun, with trainer.devices 1"
+            )
         if stage != "predict" and not hasattr(data, "val_annotations"):
             raise ValueError(
                 "RTDETRTask evaluates with the annotations of a data module (val_annotations), "
