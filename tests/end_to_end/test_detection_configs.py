@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,14 @@ def built_task(name: str) -> RTDETRTask:
 def recipe(name: str) -> dict[str, Any]:
     with np.load(RECORDED) as arrays:
         return json.loads(str(arrays[RECIPES[name][0]]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_networks() -> Iterator[None]:
+    """Their weights are drawn when they are first read: kept, they would be thousands of ops."""
+    yield
+    built_task.cache_clear()
+    gc.collect()
 
 
 @pytest.mark.parametrize("name", RECIPES)
