@@ -106,7 +106,7 @@ def test_a_process_that_ends_badly_is_named_and_ends_the_others(
 ) -> None:
     began = time.monotonic()
     done = start(2, scenario, tmp_path)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60  # start included; a rank that waits does so for ever
     assert done.returncode not in (0, 143)
     assert message in done.stderr
     assert "rank 1" in done.stderr
