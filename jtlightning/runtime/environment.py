@@ -45,7 +45,8 @@ def prepare() -> None:
     if "nvcc_path" in mine and handover.is_stale():
         _forget_cuda(mine)
     if STARTED_BY_MPIRUN in os.environ and "use_mpi" in mine:
-        del os.environ["use_mpi"]  # set by the process that started mpirun
+        # Set by the process that started mpirun, unless mpirun was given another environment.
+        os.environ.pop("use_mpi", None)
         mine.discard("use_mpi")
     values = _defaults()
     if "nvcc_path" not in os.environ:

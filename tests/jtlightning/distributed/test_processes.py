@@ -25,8 +25,10 @@ pytestmark = [
 
 def start(processes: int, scenario: str, folder: Path) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
-    environment = {name: value for name, value in os.environ.items() if name != "use_mpi"}
-    environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment = os.environ | {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
     environment |= {"OMP_NUM_THREADS": "1", "nvcc_path": ""}
     mpirun = ["mpirun", "-np", str(processes), "--bind-to", "none", "--oversubscribe"]
     command = [sys.executable, str(PROGRAM), scenario, str(folder)]
