@@ -13,8 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from segtasks import __version__
-from segtasks.commands import config_folders
+from segtasks import __version__, config_folders
 
 PACKAGES = ("jtlightning", "segtasks")
 

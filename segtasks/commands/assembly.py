@@ -14,7 +14,7 @@ from jtlightning.cli.config import PARTS, ConfigError, ConfigFinder
 from jtlightning.cli.links import Link, fill, hold_places
 from jtlightning.cli.program import Program
 from jtlightning.cli.schema import check_keys
-from segtasks.commands import config_folders
+from segtasks import config_folders
 
 if TYPE_CHECKING:
     from jtlightning.trainer import Trainer

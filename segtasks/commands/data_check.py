@@ -27,7 +27,7 @@ from jtlightning.cli.config import Config, ConfigError, ConfigFinder
 from jtlightning.cli.program import Program
 from jtlightning.cli.schema import check_keys
 from jtlightning.data.datamodule import DataModule
-from segtasks.commands import config_folders
+from segtasks import config_folders
 from segtasks.data.detection.base import DetectionDataModule
 from segtasks.data.modules import RGBDDataModule, SplitName
 from segtasks.data.problems import Kind, Problem
