@@ -71,7 +71,7 @@ def _train(command: str, options: list[str]) -> int:
     # can block it while Jittor, with a handler of its own, is imported.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     from jtlightning.cli import main as run
-    from segtasks.commands.assembly import LINKS
+    from segtasks.predictors.sources import LINKS
 
     signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     return run(

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jtlightning.cli.arguments import apply_environment, apply_overrides, parse
-from jtlightning.cli.config import PARTS, ConfigError, ConfigFinder
-from jtlightning.cli.links import Link, fill, hold_places
+from jtlightning.cli.arguments import parse
+from jtlightning.cli.config import PARTS, ConfigError
+from jtlightning.cli.links import fill, hold_places
 from jtlightning.cli.program import Program
 from jtlightning.cli.schema import check_keys
-from segtasks import config_folders
+from segtasks.predictors.sources import LINKS, offer_working_folder, read_configuration
 
 if TYPE_CHECKING:
     from jtlightning.trainer import Trainer
-
-#: What the task takes from the data.
-LINKS = (
-    Link("data.num_classes", "task.init_args.model.init_args.num_classes"),
-    Link("data.num_classes", "task.init_args.num_classes"),
-)
 
 
 class Assembly:
@@ -38,18 +30,14 @@ class Assembly:
     """
 
     def __init__(self, configs: Sequence[str], overrides: Sequence[str] = ()) -> None:
-        # Classes in files of the user's working folder; last, so that none hides a package.
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
+        offer_working_folder()
         arguments = parse(overrides)
         if arguments.print_config or arguments.class_help is not None or arguments.configs:
             raise ConfigError(
                 f"{' '.join(overrides)}: only options that set a value, such as --data.root DIR, "
                 "are taken here; `segtasks fit` prints configurations and describes classes"
             )
-        self.config = ConfigFinder(config_folders()).load(configs)
-        apply_environment(self.config, os.environ, "SEGTASKS")
-        apply_overrides(self.config, arguments)
+        self.config = read_configuration(configs, arguments, os.environ)
         for part in PARTS:
             if not self.config.get(part):
                 raise ConfigError(f"{', '.join(configs)}: no {part} is named; add --{part} CLASS")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -22,17 +21,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from jtlightning.cli.arguments import apply_environment, apply_overrides, parse
-from jtlightning.cli.config import Config, ConfigError, ConfigFinder
-from jtlightning.cli.program import Program
-from jtlightning.cli.schema import check_keys
-from jtlightning.data.datamodule import DataModule
-from segtasks import config_folders
+from jtlightning.cli.arguments import parse
+from jtlightning.cli.config import Config, ConfigError
 from segtasks.data.detection.base import DetectionDataModule
 from segtasks.data.modules import RGBDDataModule, SplitName
 from segtasks.data.problems import Kind, Problem
 from segtasks.data.samples import DataError
 from segtasks.data.survey import Survey, find_overlap
+from segtasks.predictors.configuration import make_data
+from segtasks.predictors.sources import offer_working_folder, read_configuration
 
 Checkable = RGBDDataModule | DetectionDataModule
 """Data modules that can be walked."""
@@ -80,22 +77,17 @@ def build_data(configs: Sequence[str], overrides: Sequence[str]) -> object:
         ConfigError: There is no such file, key or class, or a value has a wrong type.
         ValueError: What the data module raises.
     """
-    # Classes in files of the user's working folder; last, so that none hides a package.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    offer_working_folder()
     arguments = parse(overrides)
     if arguments.print_config or arguments.class_help is not None:
         raise ConfigError("data check prints no configuration; `segtasks fit` does")
-    config = ConfigFinder(config_folders()).load(configs)
-    apply_environment(config, os.environ, "SEGTASKS")
-    apply_overrides(config, arguments)
+    config = read_configuration(configs, arguments, os.environ)
     # The rest of the configuration is for Jittor; the same files serve `fit`.
     values = {k: v for k, v in config.values.items() if k not in ("trainer", "task", "ckpt_path")}
     config = Config(values, config.origins)
     if not config.get("data"):
         raise ConfigError("no data is named; give a file with --config, or a class with --data")
-    check_keys(config, object)
-    return Program("segtasks", object, object, DataModule).build(config, "data")
+    return make_data(config)
 
 
 def _walk(module: Checkable, splits: Sequence[SplitName]) -> list[Survey]:

@@ -69,10 +69,9 @@ def main(argv: Sequence[str]) -> int:
 def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jtlightning.cli.config import ConfigError, dump
     from segtasks.predictors.configuration import check_checkpoint, read_recipe
+    from segtasks.predictors.sources import offer_working_folder
 
-    # Classes in files of the user's working folder; last, so that none hides a package.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    offer_working_folder()
     overrides = _overrides(arguments, rest)
     if not (overrides.print_config and arguments.config):
         check_checkpoint(arguments.ckpt_path)

@@ -15,25 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from jtlightning.checkpoint.container import read_checkpoint
 from jtlightning.checkpoint.foreign import file_kind
-from jtlightning.cli.arguments import Arguments, apply_environment, apply_overrides
-from jtlightning.cli.config import INSIDE, Config, ConfigError, ConfigFinder
-from jtlightning.cli.links import Link, fill, hold_places
+from jtlightning.cli.arguments import Arguments
+from jtlightning.cli.config import INSIDE, Config, ConfigError
+from jtlightning.cli.links import fill, hold_places
 from jtlightning.cli.program import Program
 from jtlightning.cli.schema import check_keys
 from jtlightning.data.datamodule import DataModule
-from segtasks import config_folders
 from segtasks.data.samples import DataError
 from segtasks.predictors.inputs import PredictionError, Preparation
+from segtasks.predictors.sources import LINKS, read_configuration
 
 if TYPE_CHECKING:
     from jtlightning.task import Task
 
 _log = logging.getLogger(__name__)
 
-LINKS = (
-    Link("data.num_classes", "task.init_args.model.init_args.num_classes"),
-    Link("data.num_classes", "task.init_args.num_classes"),
-)
 #: Arguments of tasks that name files with weights to start from.
 _START = ("weights", "skip_weights")
 
@@ -141,14 +137,25 @@ def read_recipe(
         CheckpointError: The checkpoint is damaged.
         ValueError: What the data module raises.
     """
-    config = ConfigFinder(config_folders()).load(configs) if configs else _inside(ckpt_path)
-    apply_environment(config, environment or {}, "SEGTASKS")
-    apply_overrides(config, overrides or Arguments())
+    stored = None if configs else _inside(ckpt_path)
+    config = read_configuration(configs, overrides or Arguments(), environment or {}, stored=stored)
     for part in ("data", "task"):
         if not config.values.get(part):
             raise ConfigError(f"the configuration names no {part}; add a file with that section")
     source = ", ".join(configs) if configs else f"inside {ckpt_path}"
-    return Recipe(config, _build_data(config), source)
+    only = Config({"data": config.values["data"]}, config.origins)
+    return Recipe(config, make_data(only), source)
+
+
+def make_data(config: Config) -> DataModule:
+    """Make the data module of a configuration that has no section trainer or task.
+
+    Raises:
+        ConfigError: There is no such key or class, or a value has a wrong type.
+        ValueError: What the data module raises.
+    """
+    check_keys(config, object)
+    return Program("segtasks", object, object, DataModule).build(config, "data")
 
 
 def has_configuration(ckpt_path: Path) -> bool:
@@ -184,9 +191,3 @@ def _configuration_of(path: Path) -> dict[str, Any]:
     if path.suffix != ".ckpt" or file_kind(path) in ("torch", "torch_legacy", "jittor"):
         return {}
     return read_checkpoint(path, tensors=False).metadata.get("config") or {}
-
-
-def _build_data(config: Config) -> DataModule:
-    only = Config({"data": config.values["data"]}, config.origins)
-    check_keys(only, object)
-    return Program("segtasks", object, object, DataModule).build(only, "data")
