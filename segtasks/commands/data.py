@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jtlightning.cli.failures import is_mistake
 from segtasks.commands.data_check import check
-from segtasks.data.modules import SplitName
+from segtasks.data.base import SplitName
 from segtasks.data.rooms import CLASS_NAMES, RoomsFolder, write_rooms
 
 

@@ -23,8 +23,9 @@ from rich.table import Table
 
 from jtlightning.cli.arguments import parse
 from jtlightning.cli.config import Config, ConfigError
+from segtasks.data.base import SplitName
 from segtasks.data.detection.base import DetectionDataModule
-from segtasks.data.modules import RGBDDataModule, SplitName
+from segtasks.data.modules import RGBDDataModule
 from segtasks.data.problems import Kind, Problem
 from segtasks.data.samples import DataError
 from segtasks.data.survey import Survey, find_overlap

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from segtasks.data.rgbd import RGBDDataset
 from segtasks.data.samples import DataError
 
 T = TypeVar("T")
@@ -16,8 +15,17 @@ _SHOWN = 5
 _MOST_THREADS = 16
 
 
+class Checkable(Protocol):
+    """Samples that can be looked at one by one; `check` raises DataError for a wrong one."""
+
+    def __len__(self) -> int: ...
+
+    def check(self, index: int) -> None:
+        """Find what is wrong with a sample."""
+
+
 def check_samples(
-    dataset: RGBDDataset, split: str, progress: Callable[[int, int], None] | None = None
+    dataset: Checkable, split: str, progress: Callable[[int, int], None] | None = None
 ) -> None:
     """Check all samples of a data set.
 
@@ -32,7 +40,7 @@ def check_samples(
         DataError: Tells the first few of what is wrong, and the number of samples concerned.
     """
     problems = []
-    for done, problem in enumerate(_problems(dataset), 1):
+    for done, problem in enumerate(find_faults(dataset), 1):
         if problem is not None:
             problems.append(problem)
         if progress is not None:
@@ -49,7 +57,7 @@ def check_samples(
         )
 
 
-def _problems(dataset: RGBDDataset) -> Iterator[str | None]:
+def find_faults(dataset: Checkable) -> Iterator[str | None]:
     """What is wrong with each sample; None for nothing."""
 
     def problem(index: int) -> str | None:

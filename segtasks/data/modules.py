@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
-from jtlightning.data.datamodule import DataModule
 from jtlightning.data.loader import Loader
+from segtasks.data.base import SplitDataModule, SplitName, terminal_bar
 from segtasks.data.baseline import MajorityMap
 from segtasks.data.checks import check_samples
 from segtasks.data.classes import ClassNames, resolve_class_names
@@ -33,10 +32,8 @@ from segtasks.data.transforms.segmentation import (
     validation_transform,
 )
 
-SplitName = Literal["train", "test"]
 
-
-class RGBDDataModule(DataModule):
+class RGBDDataModule(SplitDataModule):
     """RGB-D images with pixel labels in the layout of NYUDepthv2 or SUNRGBD.
 
     Training samples are mirrored, scaled and cropped as in DFormer's official code; validation,
@@ -109,25 +106,23 @@ class RGBDDataModule(DataModule):
         check_num_classes(num_classes)
         if epoch_length not in ("plain", "official"):
             raise DataError(f"epoch_length must be 'plain' or 'official', got {epoch_length!r}")
-        if min(batch_size, val_batch_size) < 1 or num_workers < 0:
-            raise DataError(
-                "batch_size and val_batch_size must be 1 or more and num_workers 0 or more, got "
-                f"{batch_size}, {val_batch_size} and {num_workers}"
-            )
-        self.root = Path(root).expanduser()
+        super().__init__(
+            root,
+            collate,
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            num_workers=num_workers,
+            check_files=check_files,
+            max_skipped=max_skipped,
+        )
         self.num_classes = num_classes
         self.class_names = resolve_class_names(class_names, num_classes)
         self.crop_size = (crop_size[0], crop_size[1])
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
-        self.num_workers = num_workers
         self.channel_order = channel_order
         self.train_split = train_split
         self.test_split = test_split
         self.epoch_length = epoch_length
         self.pad_validation = pad_validation
-        self.check_files = check_files
-        self.max_skipped = max_skipped
         self._train_transform = training_transform(self.crop_size, scales, mirror_probability)
         self._val_transform = validation_transform(pad_validation)
         self._open_split = partial(
@@ -142,7 +137,6 @@ class RGBDDataModule(DataModule):
             channel_order=channel_order,
         )
         self._datasets: dict[str, RGBDDataset] = {}
-        self._loaders: list[Loader] = []
         self._majority: MajorityMap | None = None
 
     @property
@@ -150,19 +144,6 @@ class RGBDDataModule(DataModule):
         """Shapes of image and depth in a training batch, each (B, 3, H, W)."""
         shape = (self.batch_size, 3, *self.crop_size)
         return shape, shape
-
-    def setup(self, stage: str) -> None:
-        """Find the files of the splits that a stage needs; before training, check them.
-
-        Raises:
-            DataError: a file is missing or damaged, a label is out of range, a split is empty, or
-                images of several sizes would have to share a validation batch.
-        """
-        if stage == "fit":
-            self.check_batches("train")
-        self.check_batches("test")
-        if stage == "fit" and self.check_files:
-            self._check_files()
 
     def check_batches(self, split: SplitName) -> None:
         """Find the files of a split and see whether its samples can form batches.
@@ -202,27 +183,13 @@ class RGBDDataModule(DataModule):
         dataset = self._dataset(self.train_split)
         if self.epoch_length == "official":
             epoch = OfficialEpoch(dataset, self._train_transform, self.batch_size)
-            return self._loader(epoch, self.batch_size, epoch, training=True)
-        return self._loader(dataset, self.batch_size, self._train_transform, training=True)
+            return self._loader(epoch, epoch, training=True)
+        return self._loader(dataset, self._train_transform, training=True)
 
     def val_dataloader(self) -> Loader:
         """Batches of the test split, in its order."""
         dataset = self._dataset(self.test_split)
-        return self._loader(dataset, self.val_batch_size, self._val_transform, training=False)
-
-    def test_dataloader(self) -> Loader:
-        """Batches of the test split, in its order."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> Loader:
-        """Batches of the test split, in its order."""
-        return self.val_dataloader()
-
-    def teardown(self, stage: str) -> None:
-        """End the processes that load data."""
-        for loader in self._loaders:
-            loader.close()
-        self._loaders.clear()
+        return self._loader(dataset, self._val_transform, training=False)
 
     def majority_label(self, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         """Predict an image without looking: the commonest training class at each position.
@@ -249,25 +216,8 @@ class RGBDDataModule(DataModule):
             self._datasets[split] = self._open_split(split)
         return self._datasets[split]
 
-    def _loader(
-        self, dataset: object, batch_size: int, transform: Any, *, training: bool
-    ) -> Loader:
-        loader = Loader(
-            dataset,
-            batch_size,
-            collate=collate,
-            transform=transform,
-            shuffle=training,
-            drop_last=training,
-            num_workers=self.num_workers,
-            on_bad_sample="skip" if training and self.max_skipped else "raise",
-            max_skipped=self.max_skipped if training and self.max_skipped else 1,
-        )
-        self._loaders.append(loader)
-        return loader
-
     def _check_files(self) -> None:
-        with _progress() as bar:
+        with terminal_bar() as bar:
             checked = (
                 (self.test_split,) if self.max_skipped else (self.train_split, self.test_split)
             )
@@ -354,7 +304,7 @@ class RoomsDataModule(RGBDDataModule):
 
     def prepare_data(self) -> None:
         """Render the scenes unless an earlier run has; interrupted, it leaves nothing behind."""
-        with _progress() as bar:
+        with terminal_bar() as bar:
             task = bar.add_task("Rendering rooms", visible=False)
 
             def show(done: int, total: int) -> None:
@@ -366,12 +316,6 @@ class RoomsDataModule(RGBDDataModule):
         """Find the scenes, after rendering them if need be."""
         self.prepare_data()
         super().setup(stage)
-
-
-def _progress() -> Progress:
-    """A bar that shows on a terminal only, and goes when it is done."""
-    console = Console(stderr=True)
-    return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 def _cache_folder(cache_dir: str | None) -> Path:

@@ -6,28 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
-from jtlightning.data.datamodule import DataModule
 from jtlightning.data.loader import Loader
-from segtasks.data.checks import in_threads
+from segtasks.data.base import SplitDataModule, SplitName, terminal_bar
+from segtasks.data.checks import find_faults
 from segtasks.data.detection.dataset import DetectionDataset
 from segtasks.data.detection.listing import Category, Listing
 from segtasks.data.detection.samples import collate
 from segtasks.data.detection.stages import StagedLoader
 from segtasks.data.detection.survey import DetectionSurvey, survey_listing
-from segtasks.data.modules import SplitName
 from segtasks.data.problems import Problem, refuse
 from segtasks.data.samples import DataError
-from segtasks.data.transforms.detection import (
-    Compose,
-    DetectionAugmentation,
-    validation_transform,
-)
+from segtasks.data.transforms.detection import DetectionAugmentation, validation_transform
 
 
-class DetectionDataModule(DataModule):
+class DetectionDataModule(SplitDataModule):
     """What the detection data modules have in common; `_read` is theirs.
 
     Training images are varied as in RT-DETR's official recipe; validation, test and prediction
@@ -63,32 +55,29 @@ class DetectionDataModule(DataModule):
         check_files: bool = True,
         max_skipped: int | float = 0,
     ) -> None:
-        if min(batch_size, val_batch_size) < 1 or num_workers < 0:
-            raise DataError(
-                "batch_size and val_batch_size must be 1 or more and num_workers 0 or more, got "
-                f"{batch_size}, {val_batch_size} and {num_workers}"
-            )
+        super().__init__(
+            root,
+            collate,
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            num_workers=num_workers,
+            check_files=check_files,
+            max_skipped=max_skipped,
+        )
         if stop_augmentation_epoch is not None and stop_augmentation_epoch < 0:
             raise DataError(
                 f"stop_augmentation_epoch must be 0 or more, or null for none, got "
                 f"{stop_augmentation_epoch}"
             )
-        self.root = Path(root).expanduser()
         self.size = (size[0], size[1])
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
-        self.num_workers = num_workers
         self.augmentation = augmentation or DetectionAugmentation()
         self.stop_augmentation_epoch = stop_augmentation_epoch
-        self.check_files = check_files
-        self.max_skipped = max_skipped
         self._transforms = tuple(
             self.augmentation.transform(self.size, strong=strong) for strong in (True, False)
         )
         self._val_transform = validation_transform(self.size)
         self._val_listing: Listing | None = None
         self._datasets: dict[SplitName, DetectionDataset] = {}
-        self._loaders: list[Loader] = []
 
     def _read(self, split: SplitName) -> Listing:
         """Read the annotations of a split; `test` is the one for validation."""
@@ -128,19 +117,6 @@ class DetectionDataModule(DataModule):
         listing = self._validation()
         refuse(listing.problems, str(listing.path))
         return listing.ground_truth()
-
-    def setup(self, stage: str) -> None:
-        """Read the annotations that a stage needs; before training, check the images.
-
-        Raises:
-            DataError: An annotation is wrong, an image is missing or damaged, the two splits do
-                not have the same classes, or there are too few images.
-        """
-        if stage == "fit":
-            self.check_batches("train")
-        self.check_batches("test")
-        if stage == "fit" and self.check_files:
-            self._check_files()
 
     def check_batches(self, split: SplitName) -> None:
         """Read the annotations of a split and see whether it can be trained with.
@@ -184,29 +160,17 @@ class DetectionDataModule(DataModule):
 
     def train_dataloader(self) -> Loader | StagedLoader:
         """Shuffled, varied training batches."""
+        dataset = self._dataset("train")
         strong, weak = self._transforms
+        before = self._loader(dataset, strong, training=True)
         if self.stop_augmentation_epoch is None:
-            return self._loader("train", strong)
-        before, after = (self._loader("train", transform) for transform in (strong, weak))
+            return before
+        after = self._loader(dataset, weak, training=True)
         return StagedLoader(before, after, self.stop_augmentation_epoch)
 
     def val_dataloader(self) -> Loader:
         """Batches of the validation split, in its order."""
-        return self._loader("test", self._val_transform)
-
-    def test_dataloader(self) -> Loader:
-        """Batches of the validation split, in its order."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> Loader:
-        """Batches of the validation split, in its order."""
-        return self.val_dataloader()
-
-    def teardown(self, stage: str) -> None:
-        """End the processes that load data."""
-        for loader in self._loaders:
-            loader.close()
-        self._loaders.clear()
+        return self._loader(self._dataset("test"), self._val_transform, training=False)
 
     def _validation(self) -> Listing:
         if self._val_listing is None:
@@ -222,43 +186,15 @@ class DetectionDataModule(DataModule):
             self._datasets[split] = DetectionDataset(listing, crowd=not training)
         return self._datasets[split]
 
-    def _loader(self, split: SplitName, transform: Compose) -> Loader:
-        training = split == "train"
-        skip = training and bool(self.max_skipped)
-        loader = Loader(
-            self._dataset(split),
-            self.batch_size if training else self.val_batch_size,
-            collate=collate,
-            transform=transform,
-            shuffle=training,
-            drop_last=training,
-            num_workers=self.num_workers,
-            on_bad_sample="skip" if skip else "raise",
-            max_skipped=self.max_skipped if skip else 1,
-        )
-        self._loaders.append(loader)
-        return loader
-
     def _check_files(self) -> None:
-        console = Console(stderr=True)
         splits: tuple[SplitName, ...] = ("test",) if self.max_skipped else ("train", "test")
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        with terminal_bar() as bar:
             for split in splits:
                 dataset = self._dataset(split)
-                found = in_threads(_problem_finder(dataset), len(dataset))
-                steps = bar.track(found, len(dataset), description=f"Checking {self.root}")
-                refuse([problem for problem in steps if problem is not None], str(self.root))
-
-
-def _problem_finder(dataset: DetectionDataset) -> Callable[[int], Problem | None]:
-    def find(index: int) -> Problem | None:
-        try:
-            dataset.check(index)
-        except DataError as error:
-            return Problem("unreadable", str(error))
-        return None
-
-    return find
+                faults = find_faults(dataset)
+                steps = bar.track(faults, len(dataset), description=f"Checking {self.root}")
+                texts = [fault for fault in steps if fault is not None]
+                refuse([Problem("unreadable", text) for text in texts], str(self.root))
 
 
 def _compare_classes(train: Listing, val: Listing) -> None:

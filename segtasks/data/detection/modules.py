@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from segtasks.data.base import SplitName
 from segtasks.data.detection.base import DetectionDataModule
 from segtasks.data.detection.coco import read_coco
 from segtasks.data.detection.listing import Category, Listing
 from segtasks.data.detection.voc import VocSplit, read_voc
-from segtasks.data.modules import RoomsDataModule, SplitName
+from segtasks.data.modules import RoomsDataModule
 from segtasks.data.rooms import CLASS_NAMES
 from segtasks.data.rooms.layout import PICTURE
 from segtasks.data.samples import DataError
