@@ -68,7 +68,7 @@ def read_stems(split_file: Path) -> list[str]:
     try:
         lines = split_file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        raise DataError(_missing_split(split_file)) from error
+        raise DataError(missing_file(split_file, "split", ".txt")) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{split_file}: cannot be read as a text file ({error})") from error
     stems = []
@@ -103,7 +103,8 @@ def find_pictures(
         DataError: the folder is missing.
     """
     if not (root / folder).is_dir():
-        raise DataError(_missing_folder(root, folder))
+        remedy = "set rgb_folder, depth_folder and label_folder to the names used there"
+        raise DataError(missing_folder(root, folder, remedy))
     listings: dict[str, dict[str, str]] = {}
     found: list[str | None] = []
     for path in names:
@@ -144,6 +145,23 @@ def check_root(root: Path) -> None:
         raise DataError(f"{root}: the folder of the data set {what}; set `root` to where it lies")
 
 
+def missing_file(path: Path, kind: str, ending: str) -> str:
+    """Say that the file of a split is missing, and which of the same ending are beside it."""
+    parent = path.parent
+    files = sorted(p.name for p in parent.glob(f"*{ending}")) if parent.is_dir() else []
+    there = f"{parent} has {', '.join(files[:8])}" if files else f"{parent} has no {ending} file"
+    return f"{path}: the {kind} file is missing; {there}"
+
+
+def missing_folder(root: Path, folder: str, remedy: str) -> str:
+    """Say that there is no such folder in a data set, which there are, and what to do."""
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
+    near = difflib.get_close_matches(folder.lower(), [name.lower() for name in folders], 1)
+    hint = "".join(f" (did you mean {n!r}?)" for n in folders if n.lower() in near)
+    there = ", ".join(folders) or "no folders"
+    return f"{root}: no folder {folder!r}{hint}; there are {there}; {remedy}"
+
+
 def _list_pictures(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
     """File names by stem. One listing is far faster than a look-up per file on network disks."""
     if not folder.is_dir():
@@ -153,20 +171,3 @@ def _list_pictures(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
     ranked = [(endings.index(n.suffix.lower()), n) for n in names if n.suffix.lower() in endings]
     # The best ending comes last and overwrites the others.
     return {name.stem: name.name for _, name in sorted(ranked, reverse=True)}
-
-
-def _missing_split(split_file: Path) -> str:
-    parent = split_file.parent
-    texts = sorted(p.name for p in parent.glob("*.txt")) if parent.is_dir() else []
-    there = f"{parent} has {', '.join(texts)}" if texts else f"{parent} has no .txt file"
-    return f"{split_file}: the split file is missing; {there}"
-
-
-def _missing_folder(root: Path, folder: str) -> str:
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
-    near = difflib.get_close_matches(folder.lower(), [name.lower() for name in folders], 1)
-    hint = "".join(f" (did you mean {n!r}?)" for n in folders if n.lower() in near)
-    return (
-        f"{root}: no folder {folder!r}{hint}; there are {', '.join(folders) or 'no folders'}; "
-        "set rgb_folder, depth_folder and label_folder to the names used there"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from typing import Any
 from segtasks.data.detection.listing import Annotation, Category, ImageRecord, Listing
 from segtasks.data.problems import Kind, Problem
 from segtasks.data.samples import DataError
-from segtasks.data.splits import check_root
+from segtasks.data.splits import check_root, missing_file, missing_folder
 
 Box = tuple[float, float, float, float]
 _LISTS = ("images", "annotations", "categories")
@@ -37,7 +36,8 @@ def read_coco(root: Path, file: str, folder: str) -> Listing:
     path = root / file
     content = _load(path)
     if not (root / folder).is_dir():
-        raise DataError(_missing_folder(root, folder))
+        remedy = "set train_images and val_images to the folders of the images"
+        raise DataError(missing_folder(root, folder, remedy))
     reader = _Reader(path, root, content)
     reader.read_images(content["images"], folder)
     reader.read_annotations(content["annotations"])
@@ -185,7 +185,7 @@ def _load(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             content = json.load(stream)
     except FileNotFoundError as error:
-        raise DataError(_missing_file(path)) from error
+        raise DataError(missing_file(path, "annotation", ".json")) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from error
     except ValueError as error:  # also where the bytes are no text
@@ -236,20 +236,3 @@ def _exists(root: Path, file: str, listings: dict[str, set[str]]) -> bool:
         there = root / folder
         listings[folder] = set(os.listdir(there)) if there.is_dir() else set()  # noqa: PTH208
     return name in listings[folder]
-
-
-def _missing_file(path: Path) -> str:
-    parent = path.parent
-    files = sorted(p.name for p in parent.glob("*.json")) if parent.is_dir() else []
-    there = f"{parent} has {', '.join(files[:8])}" if files else f"{parent} has no .json file"
-    return f"{path}: the annotation file is missing; {there}"
-
-
-def _missing_folder(root: Path, folder: str) -> str:
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
-    near = difflib.get_close_matches(folder, folders, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return (
-        f"{root}: no folder {folder!r}{hint}; there are {', '.join(folders) or 'no folders'}; set "
-        "train_images and val_images to the folders of the images"
-    )
