@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+_Value = TypeVar("_Value", bound=np.generic)
 
 IGNORE_INDEX = 255
 """Label value of pixels that count neither in the loss nor in the metrics."""
@@ -64,24 +66,35 @@ def collate(samples: Sequence[SegmentationSample]) -> SegmentationBatch:
     Raises:
         DataError: the samples differ in size, so they cannot share a batch.
     """
-    sizes = {sample.size for sample in samples}
-    if len(sizes) != 1:
-        listing = ", ".join(f"{s.name} ({s.size[0]}x{s.size[1]})" for s in samples)
-        raise DataError(
-            f"a batch needs images of one size, got {listing}; set the validation batch size to 1, "
-            "or pad the images to a common size"
-        )
+    remedy = "set the validation batch size to 1, or pad the images to a common size"
+    check_one_size(samples, remedy)
     return SegmentationBatch(
-        image=_channels_first([sample.image for sample in samples]),
-        depth=_channels_first([sample.depth for sample in samples]),
+        image=channels_first([sample.image for sample in samples], np.float32),
+        depth=channels_first([sample.depth for sample in samples], np.float32),
         label=np.stack([sample.label for sample in samples]).astype(np.int32),
         names=[sample.name for sample in samples],
     )
 
 
-def _channels_first(images: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+class _Sized(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+
+def check_one_size(samples: Sequence[_Sized], remedy: str) -> None:
+    """Raise DataError unless samples have one (height, width), so that they can share a batch."""
+    if len({sample.size for sample in samples}) != 1:
+        listing = ", ".join(f"{s.name} ({s.size[0]}x{s.size[1]})" for s in samples)
+        raise DataError(f"a batch needs images of one size, got {listing}; {remedy}")
+
+
+def channels_first(images: Sequence[npt.NDArray[Any]], dtype: type[_Value]) -> npt.NDArray[_Value]:
+    """Images of one size, (H, W, C) each, as one array (B, C, H, W) of another type."""
     height, width, channels = images[0].shape
-    out = np.empty((len(images), channels, height, width), np.float32)
+    out = np.empty((len(images), channels, height, width), dtype)
     for index, image in enumerate(images):
         out[index] = image.transpose(2, 0, 1)
     return out

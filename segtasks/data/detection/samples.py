@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segtasks.data.samples import DataError
+from segtasks.data.samples import channels_first, check_one_size
 
 
 @dataclass(frozen=True)
@@ -173,14 +173,6 @@ def collate(samples: Sequence[DetectionSample]) -> DetectionBatch:
     Raises:
         DataError: the samples differ in size, so they cannot share a batch.
     """
-    sizes = {sample.size for sample in samples}
-    if len(sizes) != 1:
-        listing = ", ".join(f"{s.name} ({s.size[0]}x{s.size[1]})" for s in samples)
-        raise DataError(
-            f"a batch needs images of one size, got {listing}; end the transform with Resize"
-        )
-    height, width = samples[0].size
-    image = np.empty((len(samples), 3, height, width), np.uint8)
-    for row, sample in zip(image, samples, strict=True):
-        row[:] = sample.image.transpose(2, 0, 1)
+    check_one_size(samples, "end the transform with Resize")
+    image = channels_first([sample.image for sample in samples], np.uint8)
     return DetectionBatch(image, [DetectionTarget.of(sample) for sample in samples])
