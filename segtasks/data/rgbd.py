@@ -79,7 +79,7 @@ class RGBDDataset:
         self.num_classes = num_classes
         self.label_shift = label_shift
         self.channel_order = channel_order
-        self._grey_of_raw = None if depth_max is None else _grey_table(depth_max)
+        self._grey_of_raw = None if depth_max is None else grey_table(depth_max)
         check_root(self.root)
         image_place = NamePattern.of(rgb_folder)
         self.listed = [image_place.sample(name) for name in read_stems(self.root / split_file)]
@@ -233,8 +233,12 @@ def check_num_classes(num_classes: int) -> None:
         )
 
 
-def _grey_table(depth_max: float) -> npt.NDArray[np.uint8]:
-    """Grey values 0 to 255 of all 16-bit raw values."""
+def grey_table(depth_max: float) -> npt.NDArray[np.uint8]:
+    """Grey values 0 to 255 of all 16-bit raw values of depth, of which `depth_max` becomes 255.
+
+    Raises:
+        DataError: `depth_max` is not above 0.
+    """
     if not depth_max > 0:
         raise DataError(f"depth_max must be above 0, got {depth_max}")
     return np.rint(np.arange(65536) * (255.0 / depth_max)).clip(0, 255).astype(np.uint8)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from segtasks.data.images import ChannelOrder, read_colour, read_grey, verify_picture
+from segtasks.data.rgbd import grey_table
 from segtasks.data.samples import SegmentationBatch, SegmentationSample, collate
 from segtasks.data.transforms.segmentation import validation_transform
 
@@ -101,7 +102,7 @@ def scale_depth(raw: npt.NDArray[Any], depth_max: float | None) -> npt.NDArray[n
     if raw.dtype == np.uint8:
         return raw
     assert depth_max is not None, "check_inputs has seen to it"
-    return np.rint(raw.astype(np.float64) * (255.0 / depth_max)).clip(0, 255).astype(np.uint8)
+    return grey_table(depth_max)[raw]
 
 
 def check_order(order: str, argument: str) -> None:
