@@ -19,6 +19,7 @@ from segtasks.predictors.inputs import (
     PredictionError,
     check_order,
     image_size,
+    name_classes,
 )
 from segtasks.visualize_boxes import Boxes, draw_boxes
 
@@ -110,12 +111,7 @@ class Detector:
             )
         self.model, self.size, self.source = model, (size[0], size[1]), source
         self.num_classes = int(model.num_classes)
-        self.class_names = tuple(class_names or (f"class {i}" for i in range(self.num_classes)))
-        if len(self.class_names) != self.num_classes:
-            raise PredictionError(
-                f"the network tells {self.num_classes} classes apart, and class_names has "
-                f"{len(self.class_names)}; name each class once"
-            )
+        self.class_names = name_classes(class_names, self.num_classes)
 
     @overload
     def predict(

@@ -105,6 +105,21 @@ def scale_depth(raw: npt.NDArray[Any], depth_max: float | None) -> npt.NDArray[n
     return grey_table(depth_max)[raw]
 
 
+def name_classes(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Names of a network's classes: those that are given, or class 0, class 1, ...
+
+    Raises:
+        PredictionError: `names` has not as many as there are classes.
+    """
+    named = tuple(names or (f"class {i}" for i in range(count)))
+    if len(named) != count:
+        raise PredictionError(
+            f"the network tells {count} classes apart, and class_names has {len(named)}; name "
+            "each class once"
+        )
+    return named
+
+
 def check_order(order: str, argument: str) -> None:
     """Raise PredictionError unless `order` is bgr or rgb."""
     if order not in get_args(ChannelOrder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from segtasks.data.images import ChannelOrder
 from segtasks.predictors.configuration import (
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from jtlightning.accelerator import Accelerator
     from jtlightning.checkpoint.state_dict import Which
     from segtasks.inference import Protocol
+
+_Task = TypeVar("_Task")
 
 
 def load_segmenter(
@@ -67,11 +69,7 @@ def load_segmenter(
         WeightsError: The weights do not fit the network; the message lists them.
     """
     path = Path(ckpt_path)
-    _check_arguments(config, model, weights)
-    check_checkpoint(path)
-    recipe = None
-    if model is None or has_configuration(path):
-        recipe = read_recipe(path, _names(config))
+    recipe = _read(path, config, model, weights)
     preparation = _preparation(recipe, channel_order, depth_max, pad_to)
     return build_segmenter(
         path,
@@ -115,16 +113,14 @@ def build_segmenter(
     """
     from jtlightning.accelerator import select_device
     from segtasks.predictors.weights import load_network
+    from segtasks.tasks import SegmentationTask
 
     select_device(device)
     if model is None:
-        assert recipe is not None
-        task = recipe.build_task()
-        model, protocol = _network(task, recipe), protocol or getattr(task, "protocol", None)
-    if class_names is None and recipe is not None:
-        names = recipe.class_names
-        # A network that is given may tell other classes apart than the data beside it.
-        class_names = names if names and len(names) == count_classes(model) else None
+        task = _build_task(recipe, SegmentationTask, "segmentation", "load_segmenter")
+        model, protocol = task.model, protocol or task.protocol
+    if class_names is None:
+        class_names = _fitting_names(recipe, count_classes(model))
     source = load_network(model, path, weights)
     return Segmenter(
         model,
@@ -171,11 +167,7 @@ def load_detector(
         WeightsError: The weights do not fit the network; the message lists them.
     """
     path = Path(ckpt_path)
-    _check_arguments(config, model, weights)
-    check_checkpoint(path)
-    recipe = None
-    if model is None or has_configuration(path):
-        recipe = read_recipe(path, _names(config))
+    recipe = _read(path, config, model, weights)
     return build_detector(
         path,
         recipe,
@@ -220,46 +212,51 @@ def build_detector(
 
     select_device(device)
     if model is None:
-        assert recipe is not None
-        task = recipe.build_task(None if class_names is None else len(class_names))
-        if not isinstance(task, RTDETRTask):
-            raise _another_task(recipe, "detection", "load_detector", "RTDETRTask")
-        model = task.model
-    if class_names is None and recipe is not None:
-        names = recipe.class_names
-        class_names = names if names and len(names) == model.num_classes else None
+        classes = None if class_names is None else len(class_names)
+        model = _build_task(recipe, RTDETRTask, "detection", "load_detector", classes).model
+    if class_names is None:
+        class_names = _fitting_names(recipe, model.num_classes)
     if size is None:
         size = getattr(recipe.data, "size", None) if recipe else None
     source = load_network(model, path, weights)
     return Detector(model, size=size or (640, 640), class_names=class_names, source=source)
 
 
-def _network(task: Any, recipe: Recipe) -> nn.Module:
-    from segtasks.tasks import SegmentationTask
-
-    if not isinstance(task, SegmentationTask):
-        raise _another_task(recipe, "segmentation", "load_segmenter", "SegmentationTask")
-    return task.model
-
-
-def _another_task(recipe: Recipe, kind: str, function: str, wanted: str) -> PredictionError:
-    return PredictionError(
-        f"{recipe.class_path} ({recipe.source}) is no {kind} task; {function} needs a "
-        f"segtasks.tasks.{wanted}, or the network itself as model="
-    )
-
-
-def _check_arguments(config: object, model: object, weights: str) -> None:
+def _read(
+    path: Path,
+    config: str | Path | Sequence[str | Path] | None,
+    model: nn.Module | None,
+    weights: str,
+) -> Recipe | None:
+    """The configuration; None where only the network that is given says what it is."""
     if config is not None and model is not None:
         raise PredictionError("give config= or model=, not both")
     if weights not in ("auto", "ema", "raw"):
         raise PredictionError(f"weights must be 'auto', 'ema' or 'raw', got {weights!r}")
+    check_checkpoint(path)
+    if model is not None and not has_configuration(path):
+        return None
+    files = [config] if isinstance(config, (str, Path)) else config or []
+    return read_recipe(path, [str(file) for file in files])
 
 
-def _names(config: str | Path | Sequence[str | Path] | None) -> list[str]:
-    if config is None:
-        return []
-    return [str(c) for c in ([config] if isinstance(config, (str, Path)) else config)]
+def _build_task(
+    recipe: Recipe | None, wanted: type[_Task], kind: str, function: str, classes: int | None = None
+) -> _Task:
+    assert recipe is not None
+    task = recipe.build_task(classes)
+    if not isinstance(task, wanted):
+        raise PredictionError(
+            f"{recipe.class_path} ({recipe.source}) is no {kind} task; {function} needs a "
+            f"segtasks.tasks.{wanted.__name__}, or the network itself as model="
+        )
+    return task
+
+
+def _fitting_names(recipe: Recipe | None, classes: int) -> Sequence[str] | None:
+    names = None if recipe is None else recipe.class_names
+    # A network that is given may tell other classes apart than the data beside it.
+    return names if names and len(names) == classes else None
 
 
 def _preparation(

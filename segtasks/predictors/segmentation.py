@@ -18,6 +18,7 @@ from segtasks.predictors.inputs import (
     RGBDInput,
     check_inputs,
     make_batch,
+    name_classes,
 )
 from segtasks.predictors.result import SegmentationResult
 
@@ -62,12 +63,7 @@ class Segmenter:
     ) -> None:
         self.model = model
         self.num_classes = count_classes(model)
-        self.class_names = tuple(class_names or (f"class {i}" for i in range(self.num_classes)))
-        if len(self.class_names) != self.num_classes:
-            raise PredictionError(
-                f"the network tells {self.num_classes} classes apart, and class_names has "
-                f"{len(self.class_names)}; name each class once"
-            )
+        self.class_names = name_classes(class_names, self.num_classes)
         self.protocol: Protocol = protocol or import_module("segtasks.inference").SingleScale()
         self.preparation = preparation or Preparation()
         self.seed, self.source = seed, source
