@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from jtlightning.checkpoint.weights import load_weights, read_weights
-from segtasks.models.dformer import renames
-from segtasks.models.dformer.renames import fold_head_biases
-from segtasks.models.dformer.segmenter import DFormerSegmenter
-from segtasks.models.rtdetr import RTDETR
-from segtasks.tasks import detection_weights
+from segtasks.tasks.weights import official_form
 
 if TYPE_CHECKING:
     from jittor import nn
@@ -44,12 +37,7 @@ def load_network(model: nn.Module, path: Path, weights: Which) -> str:
         WeightsError: Something does not fit; the message lists it.
     """
     found = read_weights(path, weights=weights)
-    arrays: Mapping[str, np.ndarray] = found
-    rename: Callable[[str], str | None] | None = None
-    if isinstance(model, DFormerSegmenter):
-        arrays, rename = fold_head_biases(found), renames.official_name
-    elif isinstance(model, RTDETR):
-        rename = detection_weights.official_name
+    arrays, rename = official_form(model, found)
     load_weights(model, arrays, source=str(path), rename=rename, remedy=_REMEDY)
     _log.info("%s", found.describe())
     return found.describe()

@@ -33,8 +33,8 @@ from segtasks.tasks.detection_report import (
     write_detections,
     write_pictures,
 )
-from segtasks.tasks.detection_weights import start_detector
 from segtasks.tasks.parameter_patterns import ParameterPattern, pattern_groups
+from segtasks.tasks.weights import start_detector
 from segtasks.visualize_boxes import detection_sheet
 
 _log = logging.getLogger(__name__)

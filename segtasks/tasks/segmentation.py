@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jittor as jt
 import numpy as np
 from jittor import nn
 
-from jtlightning.checkpoint.weights import load_weights, read_weights
 from jtlightning.optim import AdamW, OptimizerConfig, PolySchedule, Schedule
 from jtlightning.task import Task
 from segtasks.data.samples import IGNORE_INDEX
@@ -18,11 +16,8 @@ from segtasks.inference import Protocol, SingleScale
 from segtasks.losses.segmentation import cross_entropy
 from segtasks.metrics.segmentation import ConfusionMatrix, SegmentationScores
 from segtasks.models.dformer import parameter_groups
-from segtasks.models.dformer.renames import fold_head_biases, official_name, plan_loading
-from segtasks.models.dformer.segmenter import DFormerSegmenter
 from segtasks.tasks.report import SegmentationReport, sample_sheets, write_predictions
-
-_log = logging.getLogger(__name__)
+from segtasks.tasks.weights import start_segmenter
 
 
 class SegmentationTask(Task):
@@ -72,7 +67,7 @@ class SegmentationTask(Task):
         self.pictures = pictures
         self.num_classes = int(model.num_classes)
         if weights is not None:
-            start_from(model, weights, skip_weights or ())
+            start_segmenter(model, weights, skip_weights or ())
 
     @property
     def example_input(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -167,32 +162,3 @@ class SegmentationTask(Task):
         self.log(f"{prefix}/macc", scores.macc)
         self.log(f"{prefix}/pixel_accuracy", scores.pixel_accuracy)
         self.log(f"{prefix}/fwiou", scores.fwiou)
-
-
-def start_from(model: nn.Module, file: str, skip: Sequence[str]) -> None:
-    """Load a file's weights into a network; what was renamed and left out goes to the log.
-
-    Args:
-        model: Takes all of the weights, or stays as it is.
-        file: As `SegmentationTask.weights`.
-        skip: As `SegmentationTask.skip_weights`.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-        WeightsError: Weights do not fit; the message lists them.
-    """
-    found = read_weights(file, weights="auto")
-    arrays: Mapping[str, np.ndarray] = found
-    rename: Callable[[str], str | None] = str
-    if isinstance(model, DFormerSegmenter):
-        arrays, rename = fold_head_biases(found), official_name
-    plan = plan_loading({n: v.shape for n, v in model.named_parameters()}, arrays, rename)
-    load_weights(
-        model,
-        arrays,
-        source=found.describe(),
-        rename=plan.rename if skip else rename,
-        skip=skip,
-        remedy="To keep the network's own values for a part, name it in `skip_weights`.",
-    )
-    _log.info("%s\n%s", found.describe(), plan.describe())

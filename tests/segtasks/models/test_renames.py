@@ -9,14 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jtlightning.checkpoint.plan import LoadPlan, plan_loading
 from jtlightning.checkpoint.torch_export import write_torch
 from jtlightning.checkpoint.weights import WeightsError, match_weights, read_weights
-from segtasks.models.dformer.renames import (
-    LoadPlan,
-    fold_head_biases,
-    official_name,
-    plan_loading,
-)
+from segtasks.models.dformer.renames import fold_head_biases, official_name
 
 RECORDED = Path(__file__).parents[2] / "reference" / "dformer"
 #: Official name -> the port's.
@@ -76,7 +72,7 @@ def test_every_kind_of_file_fits_strictly(tmp_path, kind, training):
     assert found.keys() == NAMES.keys()
     for name, array in values().items():
         np.testing.assert_array_equal(found[name], array)
-    plan = plan_loading(dict.fromkeys(NAMES, (3,)), weights)
+    plan = plan_loading(dict.fromkeys(NAMES, (3,)), weights, official_name)
     assert plan.exact
     # Of a training state the weights are taken; the optimizer is told to be left alone.
     assert any(place.startswith("optimizer") for place in weights.others) == training
@@ -143,7 +139,7 @@ def partial() -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray], LoadPl
         "head.weight": np.ones(1),
         "backbone.norm0.bias": np.ones(3),
     }
-    return targets, weights, plan_loading(targets, weights)
+    return targets, weights, plan_loading(targets, weights, official_name)
 
 
 def test_plan_tells_every_fate():
@@ -181,7 +177,7 @@ def test_plan_loads_what_fits_and_leaves_the_rest():
 def test_two_names_for_one_tensor_are_refused():
     weights = {"a.gamma1": np.ones(1), "a.gamma_1": np.ones(1)}
     with pytest.raises(ValueError, match=r"'a.gamma1' and 'a.gamma_1' are both named 'a.gamma_1'"):
-        plan_loading({}, weights)
+        plan_loading({}, weights, official_name)
 
 
 def test_folded_biases_leave_the_output_of_the_norm_as_it_was():

@@ -12,7 +12,8 @@ from jittor import nn
 
 from jtlightning.checkpoint.torch_export import write_torch
 from jtlightning.checkpoint.weights import WeightsError
-from segtasks.tasks.detection_weights import CLASS_PARTS, official_name, start_detector
+from segtasks.models.rtdetr.renames import CLASS_PARTS, official_name
+from segtasks.tasks.weights import start_detector
 
 #: Name in a network -> shape; the class heads have 3 classes.
 NAMES = {
