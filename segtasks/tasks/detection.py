@@ -25,6 +25,7 @@ from segtasks.metrics.detection import (
 )
 from segtasks.metrics.voc import VocScores, voc_scores
 from segtasks.models.rtdetr.postprocess import top_predictions
+from segtasks.tasks.checks import check_classes
 from segtasks.tasks.detection_report import (
     DetectionReport,
     annotated_boxes,
@@ -142,12 +143,7 @@ class RTDETRTask(Task):
                 "RTDETRTask evaluates with the annotations of a data module (val_annotations), "
                 f"got {type(data).__name__}; pass datamodule=..., such as a CocoDataModule"
             )
-        classes = getattr(data, "num_classes", self.num_classes)
-        if classes != self.num_classes:
-            raise ValueError(
-                f"the model tells {self.num_classes} classes apart, {type(data).__name__} has "
-                f"{classes}; set the model's num_classes to {classes}"
-            )
+        check_classes(self.num_classes, data)
 
     def configure_optimizers(self) -> Any:
         groups = pattern_groups(self.model.named_parameters(), self.param_groups)

@@ -16,6 +16,7 @@ from segtasks.inference import Protocol, SingleScale
 from segtasks.losses.segmentation import cross_entropy
 from segtasks.metrics.segmentation import ConfusionMatrix, SegmentationScores
 from segtasks.models.dformer import parameter_groups
+from segtasks.tasks.checks import check_classes
 from segtasks.tasks.report import SegmentationReport, sample_sheets, write_predictions
 from segtasks.tasks.weights import start_segmenter
 
@@ -84,13 +85,7 @@ class SegmentationTask(Task):
         Raises:
             ValueError: Their numbers of classes differ.
         """
-        data = self.trainer.datamodule
-        classes = getattr(data, "num_classes", self.num_classes)
-        if classes != self.num_classes:
-            raise ValueError(
-                f"the model tells {self.num_classes} classes apart, {type(data).__name__} has "
-                f"{classes}; set the model's num_classes to {classes}"
-            )
+        check_classes(self.num_classes, self.trainer.datamodule)
 
     def configure_optimizers(self) -> Any:
         decay = float(getattr(self.optimizer, "weight_decay", 0.0))
