@@ -65,6 +65,17 @@ class _BatchedMatmul(jt.Function):
             grad_b = _product(a, grad, not transpose_a, False)
         return grad_a, grad_b, None, None
 
+    def macs(
+        self,
+        out: jt.Var,
+        a: jt.Var,
+        b: jt.Var,
+        transpose_a: bool = False,
+        transpose_b: bool = False,
+    ) -> int:
+        """Multiply-accumulates: every output element sums over the inner length."""
+        return int(out.numel() * a.shape[1 if transpose_a else 2])
+
 
 def _product(a: jt.Var, b: jt.Var, transpose_a: bool, transpose_b: bool) -> jt.Var:
     source = _SOURCE.format(

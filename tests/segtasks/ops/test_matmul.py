@@ -3,7 +3,9 @@ from __future__ import annotations
 import jittor as jt
 import numpy as np
 import pytest
+from jittor import nn
 
+from jtlightning.flops import count_macs
 from segtasks.ops.matmul import batched_matmul
 
 
@@ -30,3 +32,17 @@ def test_product_and_gradients_are_those_of_numpy(
     ):
         expected = expected.swapaxes(1, 2) if swap else expected
         np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_multiply_accumulates_are_counted_as_products(transpose_a: bool, transpose_b: bool) -> None:
+    a = jt.zeros((5, 3, 7) if transpose_a else (5, 7, 3))
+    b = jt.zeros((5, 4, 3) if transpose_b else (5, 3, 4))
+
+    def run() -> jt.Var:
+        return batched_matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+
+    count = count_macs(nn.Module(), run)
+
+    assert count.by_kind == {"convolution": 0, "linear": 0, "product": 5 * 7 * 3 * 4}
