@@ -16,6 +16,7 @@ from jittor import init, nn
 
 from segtasks.models.layers import BatchNorm2d, per_channel
 from segtasks.ops.matmul import batched_matmul
+from segtasks.ops.softmax import attention_softmax
 
 Activation = Literal["relu", "silu", "gelu"]
 
@@ -177,10 +178,10 @@ class MultiheadAttention(nn.Module):
         """
         B, L, dim = q.shape
         queries, keys, values = (self._split(x) for x in self._project(q, k, v))
-        scores = batched_matmul(queries, keys, transpose_b=True) / math.sqrt(dim // self.heads)
-        if blocked is not None:
-            scores = scores + blocked.float32() * BLOCKED
-        weights = self.dropout(nn.softmax(scores, -1))
+        scores = batched_matmul(queries, keys, transpose_b=True)
+        hidden = None if blocked is None else blocked.float32() * BLOCKED
+        scale = 1 / math.sqrt(dim // self.heads)
+        weights = self.dropout(attention_softmax(scores, scale, hidden))
         mixed = batched_matmul(weights, values)
         mixed = mixed.reshape(B, self.heads, L, -1).transpose(0, 2, 1, 3).reshape(B, L, dim)
         return self.out_proj(mixed)
