@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jtlightning.cli.failures import is_mistake
 from segtasks.commands.benchmark_table import Row, markdown_table, rich_table
+from segtasks.commands.options import positive_count
 from segtasks.commands.published import PUBLISHED, find_published
 from segtasks.data.samples import DataError
 
@@ -189,18 +190,24 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "-c", "--config", nargs="+", required=True, metavar="FILE", help="one row of the table each"
     )
-    add("--size", nargs=2, type=_count_of, metavar=("HEIGHT", "WIDTH"), help="default: the crop's")
+    add(
+        "--size",
+        nargs=2,
+        type=positive_count,
+        metavar=("HEIGHT", "WIDTH"),
+        help="default: the crop's",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     add("--no-latency", dest="latency", action="store_false", help="only count: no time, no memory")
-    add("--warm-up", type=_count_of, default=100, metavar="N", help="images first (default: 100)")
-    add("--runs", type=_count_of, default=300, metavar="N", help="images timed (default: 300)")
-    add("--batch", type=_count_of, default=8, metavar="N", help="for throughput (default: 8)")
+    add(
+        "--warm-up",
+        type=positive_count,
+        default=100,
+        metavar="N",
+        help="images first (default: 100)",
+    )
+    add("--runs", type=positive_count, default=300, metavar="N", help="images timed (default: 300)")
+    add("--batch", type=positive_count, default=8, metavar="N", help="for throughput (default: 8)")
     add("--json", type=Path, metavar="FILE", help="write all numbers, with the protocol")
     add("--markdown", type=Path, metavar="FILE", help="write the table")
     return parser
-
-
-def _count_of(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text}")
-    return int(text)

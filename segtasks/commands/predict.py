@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segtasks.commands.options import number_within, positive_count, positive_number
+
 if TYPE_CHECKING:
     from jtlightning.cli.arguments import Arguments
 
@@ -245,21 +247,21 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--crop",
-        type=_positive,
+        type=positive_count,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="window in pixels (default: crop_size of the configuration's data)",
     )
     group.add_argument(
         "--stride",
-        type=_positive,
+        type=positive_count,
         nargs=2,
         metavar=("ROWS", "COLUMNS"),
         help="between windows, in pixels (default: two thirds of the window)",
     )
     group.add_argument(
         "--scales",
-        type=_scale,
+        type=positive_number,
         nargs="+",
         metavar="FACTOR",
         help="sizes (default: 0.5 0.75 1 1.25 1.5)",
@@ -267,7 +269,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no_flip", action="store_true", help="do not ask for mirrored images")
     group.add_argument(
         "--batch_size",
-        type=_positive,
+        type=positive_count,
         metavar="N",
         help="images of one size asked about at once (default: 1; with --split, val_batch_size of"
         " the configuration)",
@@ -293,44 +295,14 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--score_threshold",
-        type=_share,
+        type=number_within(0, 1),
         metavar="SCORE",
         help="detection: least score of what is drawn and listed, 0 to 1 (default: the task's)",
     )
     group.add_argument(
         "--max_detections",
-        type=_positive,
+        type=positive_count,
         metavar="N",
         help="detection: the best so many of each image (default: 300)",
     )
     group.add_argument("--overwrite", action="store_true", help="replace files that are there")
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number of 0 to 1, got {text!r}")
-    return value
-
-
-def _scale(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value

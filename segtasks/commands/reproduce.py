@@ -19,6 +19,7 @@ from rich.table import Table
 from jtlightning.checkpoint.errors import CheckpointError
 from jtlightning.cli.config import ConfigError
 from jtlightning.cli.failures import is_mistake
+from segtasks.commands.options import number_within
 from segtasks.commands.published import PUBLISHED, Published, find_published
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--tolerance",
-        type=_points,
+        type=number_within(0, 100),
         default=0.2,
         metavar="POINTS",
         help="largest difference in percentage points (default: 0.2)",
@@ -242,13 +243,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--other-data", action="store_true", help="evaluate another data set, without a verdict")
     add("--json", type=Path, metavar="FILE", help="write the result here too")
     return parser
-
-
-def _points(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 100, got {text}")
-    return value
