@@ -305,6 +305,8 @@ def test_missing_files_and_folders_are_named_with_what_is_there(root: Path) -> N
         read_coco(root, "b.json", "train")
     with pytest.raises(DataError, match=r"no folder 'trian' \(did you mean 'train'\?\)"):
         read(root, contents(), "trian")
+    with pytest.raises(DataError, match=r"no folder 'TRAINS' \(did you mean 'train'\?\)"):
+        read(root, contents(), "TRAINS")
     with pytest.raises(DataError, match=r"b\.json: .* has a\.json"):
         read_coco(root, "b.json", "train")
     with pytest.raises(DataError, match="the folder of the data set does not exist"):
