@@ -16,11 +16,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from jtlightning.cli.failures import is_mistake
 from segtasks.commands.benchmark_table import Row, markdown_table, rich_table
+from segtasks.commands.mistakes import tell_mistake
 from segtasks.commands.options import positive_count
 from segtasks.commands.published import PUBLISHED, find_published
 from segtasks.data.samples import DataError
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from segtasks.commands.benchmark_measure import Speed
 
 _log = logging.getLogger(__name__)
-_PACKAGES = ("jtlightning", "segtasks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,9 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
-        if not is_mistake(error, _PACKAGES):
+        if not tell_mistake(error):
             raise
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2
     console.print(rich_table(rows))
     if arguments.markdown is not None:

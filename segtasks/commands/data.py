@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jtlightning.cli.failures import is_mistake
 from segtasks.commands.data_check import check
+from segtasks.commands.mistakes import tell_mistake
 from segtasks.data.base import SplitName
 from segtasks.data.rooms import CLASS_NAMES, RoomsFolder, write_rooms
 
@@ -36,9 +36,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         return int(arguments.run(arguments))
     except ValueError as error:
-        if not is_mistake(error, ("jtlightning", "segtasks")):
+        if not tell_mistake(error):
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         return 2
 
 

@@ -13,19 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from jtlightning.checkpoint.errors import CheckpointError
 from jtlightning.cli.config import ConfigError
-from jtlightning.cli.failures import is_mistake
+from segtasks.commands.mistakes import tell_mistake
 from segtasks.commands.options import number_within
 from segtasks.commands.published import PUBLISHED, Published, find_published
 
 if TYPE_CHECKING:
     from segtasks.commands.assembly import Assembly
 
-_PACKAGES = ("jtlightning", "segtasks")
 #: Five scales and flip; the official evaluation program asks by windows at each scale besides.
 _MULTI_SCALE = "segtasks.inference.MultiScaleFlip"
 _WINDOW = "segtasks.inference.Sliding"
@@ -72,9 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return reproduce(arguments, overrides, console)
     except (ValueError, CheckpointError, OSError) as error:
-        if not is_mistake(error, _PACKAGES):
+        if not tell_mistake(error):
             raise
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2
 
 
