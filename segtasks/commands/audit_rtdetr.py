@@ -22,7 +22,7 @@ from segtasks.commands.audit_rtdetr_parts import (
     check_selection,
 )
 from segtasks.commands.checks import Check, exact
-from segtasks.commands.golden_file import UNREADABLE, GoldenFileError
+from segtasks.commands.golden_file import GoldenFileError, array_names
 from segtasks.commands.rtdetr_recording import (
     Recording,
     check_stage,
@@ -55,9 +55,8 @@ PART = 1e-6
 def is_rtdetr(path: Path) -> bool:
     """Whether a file looks like a recording of RT-DETR or of a part of it; false if unreadable."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return bool({"config", "cases"} & set(archive.files))
-    except (*UNREADABLE, AttributeError):  # a single array has no files
+        return bool({"config", "cases"} & array_names(path))
+    except GoldenFileError:
         return False
 
 

@@ -81,13 +81,18 @@ def array_names(path: Path) -> set[str]:
     return set(_read(path, lambda archive: archive.files))
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays in an .npz file; raises as `array_names`."""
+    return _read(path, lambda archive: {name: archive[name] for name in archive.files})
+
+
 def read_golden_file(path: Path) -> GoldenFile:
     """Read and check a file.
 
     Raises:
         GoldenFileError: the file cannot be read, is damaged, or is of a kind not accepted.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     if "meta" not in arrays:
         raise GoldenFileError(f"{path}: no `meta` inside; {ACCEPTED}")
     try:
@@ -99,10 +104,6 @@ def read_golden_file(path: Path) -> GoldenFile:
     golden = GoldenFile(path, meta, arrays)
     _check_meta(golden)
     return golden
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    return _read(path, lambda archive: {name: archive[name] for name in archive.files})
 
 
 def _read(path: Path, read: Callable[[Any], T]) -> T:

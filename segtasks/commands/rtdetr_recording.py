@@ -12,7 +12,7 @@ import numpy as np
 from jittor import nn
 
 from segtasks.commands.checks import Check, exact
-from segtasks.commands.golden_file import UNREADABLE, GoldenFileError
+from segtasks.commands.golden_file import GoldenFileError, read_arrays
 from segtasks.golden import golden_tensor, summary
 
 COUNTER = "num_batches_tracked"
@@ -86,13 +86,9 @@ def read_recording(path: Path) -> Recording:
     """Read a file.
 
     Raises:
-        GoldenFileError: it cannot be read or is damaged.
+        GoldenFileError: it cannot be read, is damaged or no archive.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return Recording(path, {name: archive[name] for name in archive.files})
-    except UNREADABLE as error:
-        raise GoldenFileError(f"{path}: cannot be read ({error}); copy the file again") from error
+    return Recording(path, read_arrays(path))
 
 
 def fill_golden(module: nn.Module, prefix: str = "") -> None:
@@ -138,7 +134,7 @@ def check_stage(
     """
     ours = array.numpy() if isinstance(array, jt.Var) else array
     stage = stage or name
-    full = f"{recording.prefix}{stage}" in recording.arrays
+    full = f"{recording.prefix}{stage}.sample" not in recording.arrays
     recorded = recording.array(stage if full else f"{stage}.sample")
     shape = recorded.shape if full else tuple(recording.array(f"{stage}.shape").tolist())
     if ours.shape != shape:
