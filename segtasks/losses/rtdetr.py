@@ -101,7 +101,7 @@ class RTDETRCriterion:
             Official configurations use 0.75, the official default is 0.2.
         gamma: exponent of both.
         no_object_weight: weight of queries without a box in `labels`.
-        reduce_mean: averages a (1,) count over ranks.
+        reduce_mean: averages a (1,) array, the number of boxes, over the processes.
 
     Raises:
         ValueError: `losses` or `weights` name something unknown.
@@ -116,7 +116,7 @@ class RTDETRCriterion:
         alpha: float = 0.75,
         gamma: float = 2.0,
         no_object_weight: float = 1e-4,
-        reduce_mean: Callable[[jt.Var], jt.Var] = lambda count: count,
+        reduce_mean: Callable[[np.ndarray], np.ndarray] = lambda count: count,
     ) -> None:
         self.num_classes = num_classes
         self.matcher = matcher or HungarianMatcher()
@@ -146,7 +146,7 @@ class RTDETRCriterion:
                 f"{len(batch)} targets for predictions of {output.logits.shape[0]} images"
             )
         count = np.array([len(batch.labels)], np.float32)
-        normaliser = self.reduce_mean(jt.array(count)).maximum(1.0)
+        normaliser = jt.array(np.maximum(self.reduce_mean(count), 1).astype(np.float32))
 
         terms = self._matched_terms([output, *output.auxiliary], batch, normaliser)
         if output.denoising_meta is not None and output.denoising:

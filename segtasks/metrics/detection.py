@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,9 @@ class ImageDetections:
     boxes: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float64]
 
+
+#: Detections by the id of their image.
+Images = dict[Hashable, ImageDetections]
 
 #: The twelve numbers in the official order: average precisions, then recalls.
 COCO_NUMBERS = (
@@ -105,8 +108,8 @@ class CocoEvaluator:
         if len(set(self.category_ids)) != len(self.category_ids):
             raise EvaluationError(f"category_ids holds an id twice: {self.category_ids}")
         self._annotations = annotations
-        self._known = {image["id"] for image in annotations["images"]}
-        self.images: dict[Hashable, ImageDetections] = {}
+        self._known = dict.fromkeys(image["id"] for image in annotations["images"])
+        self.images: Images = {}
 
     def update(
         self,
@@ -128,6 +131,15 @@ class CocoEvaluator:
         """
         self._check(image_id, labels, boxes, scores)
         self.images[image_id] = rounded(labels, boxes, scores)
+
+    def reduce(self, gather: Callable[[Images], list[Images]]) -> None:
+        """Take the images of every process, in the order of the annotations.
+
+        Args:
+            gather: Returns what every process passes.
+        """
+        found = {key: image for images in gather(self.images) for key, image in images.items()}
+        self.images = {key: found[key] for key in self._known if key in found}
 
     def detections(self) -> list[dict[str, Any]]:
         """All detections in the COCO result format, images in the order they came in.

@@ -114,6 +114,7 @@ class RTDETRTask(Task):
             weights=loss_weights,
             alpha=loss_alpha,
             gamma=loss_gamma,
+            reduce_mean=self._mean_over_processes,
         )
         if weights is not None:
             start_detector(model, weights, skip_weights or ())
@@ -128,16 +129,10 @@ class RTDETRTask(Task):
         """Compare model and data before any work.
 
         Raises:
-            ValueError: Their numbers of classes differ, there is no data module that knows the
-                annotations, or there are several processes.
+            ValueError: Their numbers of classes differ, or there is no data module that knows the
+                annotations.
         """
         data = self.trainer.datamodule
-        if self.trainer.world_size > 1:
-            # Neither the detections nor the number of boxes is added up over processes yet.
-            raise ValueError(
-                f"RTDETRTask runs in one process so far, and there are {self.trainer.world_size}; "
-                "start it without mpirun, with trainer.devices 1"
-            )
         if stage != "predict" and not hasattr(data, "val_annotations"):
             raise ValueError(
                 "RTDETRTask evaluates with the annotations of a data module (val_annotations), "
@@ -192,6 +187,7 @@ class RTDETRTask(Task):
             yield f"predictions/{target.name}", sheet
 
     def on_validation_epoch_end(self) -> None:
+        self.evaluator.reduce(self.trainer.gather)
         scores = voc_scores(self.evaluator) if self.voc else None
         self._log_scores("val", self.evaluator.scores(), scores)
 
@@ -208,6 +204,7 @@ class RTDETRTask(Task):
         self.report.add(batch, self._detect(batch))
 
     def on_test_epoch_end(self) -> None:
+        self.report.reduce()
         self._log_scores("test", *self.report.scores())
 
     def on_test_end(self) -> None:
@@ -242,6 +239,9 @@ class RTDETRTask(Task):
         output = self.model(_network_input(batch))
         sizes = np.array([target.original_size for target in batch.targets])
         return [rounded(*found) for found in top_predictions(output.logits, output.boxes, sizes)]
+
+    def _mean_over_processes(self, count: np.ndarray) -> np.ndarray:
+        return self.trainer.sum_over_processes(count) / self.trainer.world_size
 
     def _class_names(self) -> list[str]:
         names = getattr(self.trainer.datamodule, "class_names", None)

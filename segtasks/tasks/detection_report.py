@@ -79,6 +79,10 @@ class DetectionReport:
                 shown = shown_boxes(image, self._threshold)
                 self._drawn.append((picture, annotated_boxes(target), shown))
 
+    def reduce(self) -> None:
+        """Take the detections of all processes; the pictures stay those of each."""
+        self.evaluator.reduce(self._trainer.gather)
+
     def scores(self) -> tuple[CocoScores, VocScores | None]:
         """Scores of the images so far, computed at the first call."""
         if self._coco is None:
@@ -87,7 +91,12 @@ class DetectionReport:
         return self._coco, self._voc_scores
 
     def publish(self) -> None:
-        """Print the table; write the files and the pictures into the run folder, if any."""
+        """Print the table; write the files and the pictures into the run folder, if any.
+
+        Of several processes rank 0 does, with pictures of its samples.
+        """
+        if not self._trainer.is_global_zero:
+            return
         console = Console()
         coco, voc = self.scores()
         console.print(_table(self._names, self._objects(), coco, voc))

@@ -1,49 +1,20 @@
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import several_processes
+
 PROGRAM = Path(__file__).with_name("program.py")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("mpirun") is None or shutil.which("mpicc") is None,
-        reason="needs Open MPI: apt-get install openmpi-bin libopenmpi-dev",
-    ),
-]
+pytestmark = [pytest.mark.slow, several_processes.needs_mpi]
 
-
-def start(processes: int, scenario: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    folder.mkdir(exist_ok=True)
-    environment = os.environ | {
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    }
-    environment |= {"OMP_NUM_THREADS": "1", "nvcc_path": ""}
-    mpirun = ["mpirun", "-np", str(processes), "--bind-to", "none", "--oversubscribe"]
-    command = [sys.executable, str(PROGRAM), scenario, str(folder)]
-    return subprocess.run(
-        [*(mpirun if processes > 1 else []), *command],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-
-
-def run(processes: int, scenario: str, folder: Path) -> list[dict[str, Any]]:
-    """What each process reports."""
-    done = start(processes, scenario, folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    names = range(processes) if processes > 1 else ["alone"]
-    return [json.loads((folder / f"{scenario}-{name}.json").read_text()) for name in names]
+start = partial(several_processes.start, PROGRAM)
+run = partial(several_processes.run, PROGRAM)
 
 
 def test_processes_exchange_values_gradients_and_weights(tmp_path: Path) -> None:

@@ -168,6 +168,16 @@ def test_what_has_no_meaning_is_refused(image: int, detections: Any, message: st
         CocoEvaluator(annotations(), [1]).update(image, *detections)
 
 
+def test_reduce_takes_the_images_of_all_processes_in_the_order_of_the_annotations() -> None:
+    truth = annotations((7, 0, [0, 0, 9, 9]), (9, 0, [0, 0, 9, 9]))
+    first, second = CocoEvaluator(truth, [0]), CocoEvaluator(truth, [0])
+    first.update(9, *found((0, [0, 0, 9, 9], 0.9)))
+    second.update(7, *found((0, [0, 0, 9, 3], 0.7)))
+    first.reduce(lambda mine: [mine, second.images])
+    assert [record["image_id"] for record in first.detections()] == [7, 9]
+    assert first.scores().ap50 == pytest.approx(51 / 101)  # one of two, and one wrong after it
+
+
 def test_an_image_is_taken_once() -> None:
     evaluator = CocoEvaluator(annotations(), [1])
     with pytest.raises(EvaluationError, match="no image was given"):
