@@ -1,4 +1,5 @@
-# make demo: from nothing to a trained network; make test, test-slow, lint: what CI runs.
+# make demo, demo-detection: from nothing to a trained network; make test, test-slow, lint: what
+# CI runs.
 # Needs Python 3.10 to 3.12 with its headers and venv, and g++. PYTHON=... picks an interpreter.
 
 PYTHON ?= python3
@@ -10,10 +11,11 @@ SHELL := /bin/bash
 WITH_TOOLS := '.[dev,mlflow]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install install-dev test test-slow test-torture lint clean
+.PHONY: help demo demo-detection install install-dev test test-slow test-torture lint clean
 
 help:
 	@echo "make demo       train DFormer-Tiny on rendered RGB-D scenes and show what it learnt"
+	@echo "make demo-detection  train an RT-DETR detector on such scenes, and draw what it finds"
 	@echo "make test       the quick tests        make test-slow  the long ones"
 	@echo "make test-torture  kill, corrupt and starve runs (TORTURE=full: every repetition)"
 	@echo "make lint       format, lint, types and import contracts"
@@ -46,13 +48,21 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
 
+# $(call demonstrate,NAME): train and test with configs/NAME.yaml, and say where the time went.
 # The second run finds .venv, the scenes and the kernels, and only trains.
-demo: install
+define demonstrate
 	@mkdir -p $(BUILD)/times && touch $(BUILD)/times/install
 	@$(BIN)/segtasks doctor > $(BUILD)/doctor.txt || { cat $(BUILD)/doctor.txt; exit 1; }
-	@$(BIN)/segtasks fit --config demo.yaml
-	@$(BIN)/segtasks test --config demo.yaml --ckpt_path best
-	@$(BIN)/python benchmarks/demo_times.py "$$(cat $(BUILD)/times/install)" runs/demo
+	@$(BIN)/segtasks fit --config $(1).yaml
+	@$(BIN)/segtasks test --config $(1).yaml --ckpt_path best
+	@$(BIN)/python benchmarks/demo_times.py "$$(cat $(BUILD)/times/install)" runs/$(1)
+endef
+
+demo: install
+	$(call demonstrate,demo)
+
+demo-detection: install
+	$(call demonstrate,demo_detection)
 
 test: install-dev
 	$(BIN)/python -m pytest -m "not slow and not gpu"
