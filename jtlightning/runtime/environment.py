@@ -175,7 +175,7 @@ class _Guard:
         _examine_floats()
         spec = next(filter(None, (f.find_spec(name, path, target) for f in _others(self))), None)
         if spec is not None and spec.loader is not None:
-            _leave_ctrl_c_alone(spec.loader)
+            _have_it_imported_our_way(spec.loader)
         return spec
 
 
@@ -183,10 +183,10 @@ def _others(guard: _Guard) -> list[Any]:
     return [f for f in sys.meta_path if f is not guard and hasattr(f, "find_spec")]
 
 
-def _leave_ctrl_c_alone(loader: Any) -> None:
-    """Have Jittor think, while it is imported, that it runs in Jupyter.
+def _have_it_imported_our_way(loader: Any) -> None:
+    """Have Jittor think, while it is imported, that it runs in Jupyter; then name Python for it.
 
-    There it leaves SIGINT to Python; elsewhere it installs a handler that quits with code 1.
+    In Jupyter it leaves SIGINT to Python; elsewhere it installs a handler that quits with code 1.
     """
     execute = loader.exec_module
 
@@ -198,6 +198,8 @@ def _leave_ctrl_c_alone(loader: Any) -> None:
         finally:
             if ours:
                 del os.environ[_JUPYTER]
+        if hasattr(module, "flags"):  # an import that another package cut short has none
+            module.flags.python_path = toolchain.python_path()
 
     loader.exec_module = exec_module
 

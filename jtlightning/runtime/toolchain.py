@@ -79,6 +79,20 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
+def python_path() -> str:
+    """One name of this interpreter, however it was started.
+
+    Jittor writes it into the command that stands for a kernel, and would compile every kernel
+    anew where `python` and `python3`, or a script that names either, take turns.
+    """
+    here = Path(sys.executable)
+    for name in ("python", "python3"):
+        other = here.with_name(name)
+        if other.exists() and other.samefile(here):
+            return str(other)
+    return sys.executable
+
+
 def python_header() -> Path | None:
     """`Python.h` of this interpreter, or None."""
     for key in ("include", "platinclude"):

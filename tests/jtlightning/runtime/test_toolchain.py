@@ -128,3 +128,28 @@ def test_the_note_of_jittor_s_home_can_be_read_by_jittor(
     else:
         assert json.loads(note.read_text()) == {"JITTOR_HOME": wanted}
     assert not list(home.glob(".cache/jittor/config.json.*"))
+
+
+@pytest.mark.parametrize("started_as", ["python", "python3", "python3.11"])
+def test_an_interpreter_has_one_name_however_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started_as: str
+) -> None:
+    for name in ("python3.11", "python3", "python"):
+        (tmp_path / name).symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / started_as))
+    assert toolchain.python_path() == str(tmp_path / "python")
+
+
+def test_another_interpreter_beside_it_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").touch()
+    (tmp_path / "python3").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    assert toolchain.python_path() == str(tmp_path / "python3")
+
+
+def test_jittor_is_told_that_name() -> None:
+    import jittor as jt
+
+    assert jt.flags.python_path == toolchain.python_path()
