@@ -30,6 +30,8 @@ COMMANDS = {
     "doctor": ("segtasks.commands.doctor", "say whether training can run here, and what to mend"),
     "audit": ("segtasks.commands.audit", "compare a model with recorded reference outputs"),
     "benchmark": ("segtasks.commands.benchmark", "count and time networks, beside the papers"),
+    "cache": ("segtasks.commands.cache", "move compiled kernels to an equal machine"),
+    "compile": ("segtasks.commands.compile", "compile a configuration's kernels ahead of its run"),
     "convert": ("segtasks.commands.convert", "turn weights or configurations into other formats"),
     "reproduce": ("segtasks.commands.reproduce", "an official checkpoint against its paper"),
     "data": ("segtasks.commands.data", "render built-in scenes (rooms), check a data set (check)"),

@@ -25,8 +25,9 @@ from typing import TextIO
 
 from jtlightning.runtime import environment
 
-# Shared with monitor.py: seconds of compiling, sources compiled, 1 once the end is a planned one.
-SHARED = struct.Struct("<dqq")
+# Shared with monitor.py: seconds of compiling, sources compiled, 1 once the end is a planned one,
+# and how much of a known amount of work is done.
+SHARED = struct.Struct("<dqqqq")
 
 
 class Chatter:
@@ -69,6 +70,13 @@ class Chatter:
     def kernels(self) -> int:
         """Sources compiled so far."""
         return int(SHARED.unpack(self._shared)[1])
+
+    def show_progress(self, done: int, total: int) -> None:
+        """Show the line, with a bar for `done` of `total` batches, also between compilations.
+
+        A total of 0 ends that.
+        """
+        struct.pack_into("<qq", self._shared, 24, done, total)
 
     def close(self) -> None:
         """Put descriptor 2 and `sys.stderr` back."""

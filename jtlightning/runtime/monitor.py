@@ -22,6 +22,7 @@ COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 POLL_S = 0.2
 SHOW_AFTER_S = 1.0  # shorter compilations are not worth a flicker
 PLAIN_EVERY_S = 20.0
+BAR_WIDTH = 24
 TAIL_LINES = 15
 
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
         pidfd = -1
     if os.fork():
         os._exit(0)
-    shared = mmap.mmap(shared_fd, 24)
+    shared = mmap.mmap(shared_fd, os.fstat(shared_fd).st_size)
     line = Line(shared)
     log = Log()
     with contextlib.suppress(OSError):  # terminal or disk are gone: there is nobody to tell
@@ -105,28 +106,42 @@ class Line:
             self.seconds += now - self.last_s
         self.last_s = now
         struct.pack_into("<dq", self.shared, 0, self.seconds, len(self.seen))
+        _, total = self.progress()
         if not active:
-            self.hide()
             self.began_s = None
-            return
-        if self.began_s is None:
+        elif self.began_s is None:
             self.began_s = now
-        if now - self.began_s >= SHOW_AFTER_S:
+        if total or (self.began_s is not None and now - self.began_s >= SHOW_AFTER_S):
             self.show(now, core=any("/jit/" not in source for source in sources))
+        elif not active:
+            self.hide()
+
+    def progress(self) -> tuple[int, int]:
+        """Batches done, of how many; 0 of 0 where nobody has said."""
+        done, total = struct.unpack_from("<qq", self.shared, 24)
+        return min(done, total), total
 
     def show(self, now: float, *, core: bool) -> None:
         """Draw the line."""
         what = "Jittor itself (once per machine)" if core else "kernels"
         clock = f"{int(self.seconds) // 60}:{int(self.seconds) % 60:02}"
         text = f"Compiling {what}: {len(self.seen)} files, {clock}"
+        done, total = self.progress()
+        if total:
+            text += f", batch {done} of {total}"
         if self.terminal:
             from rich.console import Console  # only now: most runs compile nothing
             from rich.spinner import Spinner
             from rich.text import Text
 
             console = Console(file=sys.stderr, highlight=False)
-            frame = Spinner("dots" if console.encoding.startswith("utf") else "line").render(now)
+            utf = console.encoding.startswith("utf")
+            frame = Spinner("dots" if utf else "line").render(now)
             line = Text.assemble(str(frame), " ", text, style="cyan")
+            if total:
+                filled = BAR_WIDTH * done // total
+                stroke, rest = ("━", "─") if utf else ("#", ".")
+                line.append(f" {stroke * filled}{rest * (BAR_WIDTH - filled)}")
             # The cursor stays at the start, where the next output of the training overwrites it.
             sys.stderr.write("\r\x1b[2K")
             console.print(line, end="\r", no_wrap=True, overflow="ellipsis")

@@ -129,6 +129,16 @@ def test_compiling_is_counted_and_shown_as_a_plain_line(
     assert result.stderr == "Compiling kernels: 1 files, 0:01\n"
 
 
+def test_progress_is_shown_without_any_compiler(run_python: RunPython, log: Path) -> None:
+    result = run_python(
+        CAPTURE
+        + "import time; handle.show_progress(3, 9); time.sleep(1)\n"
+        + "handle.show_progress(0, 0); time.sleep(0.5)",
+        str(log),
+    )
+    assert result.stderr == "Compiling kernels: 0 files, 0:00, batch 3 of 9\n"
+
+
 def read_to_the_end(terminal: int) -> str:
     """All that was written, until the last process has closed the other end."""
     parts = []
