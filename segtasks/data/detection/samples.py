@@ -150,6 +150,11 @@ class DetectionBatch:
     image: npt.NDArray[np.uint8]
     targets: list[DetectionTarget]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the B images."""
+        return [target.name for target in self.targets]
+
 
 def relative_cxcywh(
     boxes_xyxy: npt.NDArray[np.float32], size: tuple[int, int]

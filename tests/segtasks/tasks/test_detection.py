@@ -17,6 +17,7 @@ from jtlightning.checkpoint.torch_export import write_torch
 from jtlightning.data.datamodule import DataModule
 from jtlightning.optim import SGD
 from jtlightning.trainer import Trainer
+from jtlightning.trainer.step import NonFiniteLossError
 from segtasks.data import CocoDataModule, DetectionAugmentation
 from segtasks.losses.matcher import HungarianMatcher
 from segtasks.models.rtdetr.outputs import RTDETROutput
@@ -157,6 +158,16 @@ def test_training_logs_the_total_and_each_term(tmp_path: Path, data: CocoDataMod
     assert metrics["train/loss"] == pytest.approx(sum(metrics[name] for name in terms), rel=1e-5)
     assert np.abs(network.box.numpy() - right).mean() < 0.02
     assert trainer.learning_rates() == {"lr/boxes": 1e-3, "lr/rest": 1e-4}
+
+
+def test_a_batch_that_cannot_be_learnt_from_is_named(tmp_path: Path, data: CocoDataModule) -> None:
+    class Infinite(RTDETRTask):
+        def training_step(self, batch: Any, batch_idx: int) -> jt.Var:
+            return super().training_step(batch, batch_idx) * float("inf")
+
+    trainer = make_trainer(tmp_path, max_epochs=1, logger=False, num_sanity_val_steps=0)
+    with pytest.raises(NonFiniteLossError, match=r"batch 0, at step 0.*\.png"):
+        trainer.fit(Infinite(Constant()), datamodule=data)
 
 
 def test_the_criterion_is_the_one_asked_for(tmp_path: Path, data: CocoDataModule) -> None:
