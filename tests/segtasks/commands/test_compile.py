@@ -56,6 +56,7 @@ def test_what_is_missing_is_said_in_one_line(
 
 def test_only_limits_and_outputs_differ_from_the_run(tmp_path: Path) -> None:
     overrides = ["--trainer.accumulate_grad_batches", "4", "--trainer.gradient_clip_val", "0.1"]
+    overrides += ["--task.weights", "not_here.pth"]
     assembly = Assembly(["dformer_t.yaml"], overrides)
     trainer_before = dict(assembly.config.values["trainer"])
     command._shorten(assembly, tmp_path)
