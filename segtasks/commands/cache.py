@@ -9,10 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from jtlightning.cli.failures import is_mistake, show
 from segtasks import __version__
-
-_PACKAGES = ("jtlightning", "segtasks")
+from segtasks.commands.mistakes import tell_mistake
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             said = work(arguments.file, bar)
     except (ValueError, OSError) as error:
-        if not is_mistake(error, _PACKAGES):
+        if not tell_mistake(error):
             raise
-        show(error, "segtasks", packages=_PACKAGES, with_traceback=False)
         return 2
     Console(soft_wrap=True, highlight=False).print(said)
     return 0

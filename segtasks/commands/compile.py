@@ -17,9 +17,9 @@ from rich.console import Console
 
 from jtlightning.callbacks.base import Callback
 from jtlightning.cli.command import capture_chatter
-from jtlightning.cli.failures import is_mistake, show
 from jtlightning.runtime.kernels import added, stamps
 from segtasks.commands.assembly import Assembly
+from segtasks.commands.mistakes import tell_mistake
 
 if TYPE_CHECKING:
     from jtlightning.runtime.chatter import Chatter
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from jtlightning.trainer import Trainer
 
 _log = logging.getLogger(__name__)
-_PACKAGES = ("jtlightning", "segtasks")
 #: The second step meets the optimizer's state, the third and later ones nothing new.
 _STEPS = 3
 #: The second batch is added to the first one's scores.
@@ -49,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = _prepare(arguments.config, overrides, folder)
     except (ValueError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if not is_mistake(error, _PACKAGES):
+        if not tell_mistake(error):
             raise
-        show(error, "segtasks", packages=_PACKAGES, with_traceback=False)
         return 2
     try:
         new, present = run.compile(chatter)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
-
-from jtlightning.cli.failures import is_mistake
+from jtlightning.cli.failures import is_mistake, show
 
 _PACKAGES = ("jtlightning", "segtasks")
 
@@ -18,5 +15,5 @@ def tell_mistake(error: Exception) -> bool:
     """
     if not is_mistake(error, _PACKAGES):
         return False
-    Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+    show(error, "segtasks", packages=_PACKAGES, with_traceback=False)
     return True
