@@ -57,7 +57,7 @@ def measured(
         environment["NVIDIA_TF32_OVERRIDE"] = "0"
     else:
         environment.pop("NVIDIA_TF32_OVERRIDE", None)
-    warm_up, runs = (2, 5) if arguments.quick else (100, 300)
+    warm_up, runs = passes(arguments.quick)
     options = {
         "model": model,
         "batch": batch,
@@ -84,6 +84,11 @@ def measured(
     return row
 
 
+def passes(quick: bool) -> tuple[int, int]:
+    """Passes for latency, to warm up and timed."""
+    return (2, 5) if quick else (100, 300)
+
+
 def line(row: dict[str, Any], precision: str) -> str:
     """One row of the table."""
     cells = (
@@ -97,7 +102,7 @@ def line(row: dict[str, Any], precision: str) -> str:
 
 def page(rows: list[str], failures: list[str], arguments: argparse.Namespace) -> str:
     """The table, with what it was measured on."""
-    warm_up, runs = (2, 5) if arguments.quick else (100, 300)
+    warm_up, runs = passes(arguments.quick)
     text = [
         f"# Steps and latency, {time.strftime('%Y-%m-%d')}",
         "",

@@ -66,9 +66,9 @@ def main() -> None:
     shapes = [(1, 3, height, width)] * 2
     network = getattr(dformer, arguments.model)(num_classes=CLASSES)
     batches = random_batches(arguments.batch, height, width)
-    benchmark_measure._forget_peak()
+    benchmark_measure.forget_peak()
     checked = train(network, batches, arguments, barebones=False)
-    peak = benchmark_measure._peak_mib()
+    peak = benchmark_measure.peak_mib()
     bare = train(network, batches, arguments, barebones=True)
     counts = benchmark_measure.count(network, shapes)
     speed = benchmark_measure.measure(

@@ -140,14 +140,14 @@ def measure(
     milliseconds = []
     jt.sync_all(True)
     jt.gc()
-    _forget_peak()
+    forget_peak()
     with evaluation_mode(network), jt.no_grad():
         for index in range(warm_up + runs):
             taken = _timed(network, inputs)
             if index >= warm_up:
                 milliseconds.append(taken)
             progress()
-    return Speed(batch, tuple(milliseconds), _peak_mib())
+    return Speed(batch, tuple(milliseconds), peak_mib())
 
 
 def passes(images: int, batch: int) -> int:
@@ -165,13 +165,14 @@ def _timed(network: nn.Module, inputs: Sequence[jt.Var]) -> float:
     return taken
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the system's record of the largest resident memory begin anew, where it can (Linux)."""
     if _STATUS.exists():
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _peak_mib() -> float | None:
+def peak_mib() -> float | None:
+    """Most memory in use, in MiB: of the card now, or of this process since `forget_peak`."""
     if jt.flags.use_cuda:
         return float(jt.get_mem_info().total_cuda_used / _MIB)
     if not _STATUS.exists():

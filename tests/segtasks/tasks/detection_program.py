@@ -15,17 +15,16 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import jtlightning  # noqa: F401 - before Jittor
 from jtlightning.optim import SGD
-from jtlightning.trainer import Trainer
-from segtasks.data import CocoDataModule, DetectionAugmentation
+from segtasks.data import CocoDataModule
 from segtasks.tasks import RTDETRTask
-from tests.segtasks.tasks.constant_detector import Constant
+from tests.segtasks.tasks.constant_detector import Constant, make_data, make_trainer
 
 #: Boxes of each image (left, top, width, height): a batch of two has six or four of them.
 BOXES = [[8, 8, 16, 16], [32, 16, 24, 24], [4, 20, 30, 20], [20, 4, 12, 30]]
 COUNTS = (4, 2, 1, 3, 2)
 
 
-def make_data(root: Path, batch_size: int) -> CocoDataModule:
+def five_images(root: Path, batch_size: int) -> CocoDataModule:
     """Five images with different numbers of objects."""
     images, annotations = [], []
     for number, count in enumerate(COUNTS):
@@ -37,29 +36,16 @@ def make_data(root: Path, batch_size: int) -> CocoDataModule:
             annotations.append({**one, "bbox": box})
     categories = [{"id": 1, "name": "even"}, {"id": 2, "name": "odd"}]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "annotations.json").write_text(json.dumps(content))
-    return CocoDataModule(
-        str(root),
-        train_images=".",
-        train_annotations="annotations.json",
-        val_images=".",
-        val_annotations="annotations.json",
-        size=(32, 64),
-        batch_size=batch_size,
-        val_batch_size=1,
-        num_workers=0,
-        augmentation=DetectionAugmentation(photometric=0, zoom_out=0, iou_crop=0, mirror=0),
-    )
+    return make_data(root, content, images=".", batch_size=batch_size, val_batch_size=1)
 
 
 def learn(folder: Path, batch_size: int) -> dict[str, Any]:
     """Two steps, then a test."""
     root = folder / f"data-{os.environ.get('OMPI_COMM_WORLD_RANK', 'alone')}"
     root.mkdir(parents=True)
-    data = make_data(root, batch_size)
+    data = five_images(root, batch_size)
     task = RTDETRTask(Constant(), optimizer=SGD(lr=0.05), voc=True)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = Trainer(max_steps=2, default_root_dir=str(folder / "runs"), **quiet)
+    trainer = make_trainer(folder, max_steps=2)
     trainer.fit(task, datamodule=data)
     metrics = dict(trainer.test(task, datamodule=data))
     return {

@@ -18,13 +18,13 @@ from jtlightning.data.datamodule import DataModule
 from jtlightning.optim import SGD
 from jtlightning.trainer import Trainer
 from jtlightning.trainer.step import NonFiniteLossError
-from segtasks.data import CocoDataModule, DetectionAugmentation
+from segtasks.data import CocoDataModule
 from segtasks.losses.matcher import HungarianMatcher
 from segtasks.models.rtdetr.outputs import RTDETROutput
 from segtasks.tasks import RTDETRTask
 from segtasks.tasks.parameter_patterns import ParameterPattern
 from segtasks.visualize_boxes import Boxes, detection_sheet
-from tests.segtasks.tasks.constant_detector import OBJECTS, Constant
+from tests.segtasks.tasks.constant_detector import OBJECTS, Constant, make_data, make_trainer
 
 CATEGORIES = (3, 8)
 SIZE = (48, 64)
@@ -51,24 +51,7 @@ def data(tmp_path: Path, rng: np.random.Generator) -> CocoDataModule:
         {"id": i, "name": name} for i, name in zip(CATEGORIES, ("cat", "dog"), strict=True)
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "annotations.json").write_text(json.dumps(content))
-    return CocoDataModule(
-        str(root),
-        train_images="images",
-        train_annotations="annotations.json",
-        val_images="images",
-        val_annotations="annotations.json",
-        size=(32, 64),
-        batch_size=2,
-        val_batch_size=3,
-        num_workers=0,
-        augmentation=DetectionAugmentation(photometric=0, zoom_out=0, iou_crop=0, mirror=0),
-    )
-
-
-def make_trainer(folder: Path, **arguments: Any) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=str(folder / "runs"), **{**quiet, **arguments})
+    return make_data(root, content, images="images", batch_size=2, val_batch_size=3)
 
 
 def read(path: Path) -> Any:
