@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jtlightning.runtime import cuda, onednn, toolchain
+from jtlightning.runtime.jittor_copy import handover, patch
 
 Level = Literal["ok", "note", "warning", "error"]
 OLDEST, NEWEST = (3, 10), (3, 12)
@@ -120,14 +121,26 @@ def _jittor() -> Finding:
             "Jittor",
             "error",
             "not installed",
-            f"{sys.executable} -m pip install 'jittor==1.3.11.*'",
+            f"{sys.executable} -m pip install 'jittor==1.3.11.0'",
         )
-    if version.startswith("1.3.11."):
-        return Finding("Jittor", "ok", version)
+    site = os.environ.get(handover.VARIABLE)
+    if site:
+        return Finding("Jittor", "ok", f"{version}, changed in {site}")
+    if site == "":
+        found = f"{version} as it is, as {handover.VARIABLE} is set to nothing"
+        return Finding("Jittor", "note", found, f"unset {handover.VARIABLE}")
+    return _why_unchanged(version)
+
+
+def _why_unchanged(version: str) -> Finding:
+    try:
+        patch.recorded(patch.find())
+    except patch.OtherJittorError as error:
+        found = f"{error}: it is used as it is, untested, and may crash while it compiles"
+        return Finding("Jittor", "warning", found, error.remedy)
     return Finding(
-        "Jittor", "warning", f"{version}, but only 1.3.11 is tested",
-        f"{sys.executable} -m pip install 'jittor==1.3.11.*'",
-    )  # fmt: skip
+        "Jittor", "warning", f"{version} as it is: no copy could be made", "see the folder"
+    )
 
 
 def _onednn() -> Finding:

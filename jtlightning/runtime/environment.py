@@ -13,7 +13,7 @@ import warnings
 from importlib.machinery import ModuleSpec
 
 from jtlightning.runtime import cuda, onednn, toolchain
-from jtlightning.runtime.cuda import handover
+from jtlightning.runtime.jittor_copy import handover
 
 TYPE_CHECKING = False  # as in __init__: typing is not imported for this
 if TYPE_CHECKING:
@@ -42,23 +42,18 @@ def prepare() -> None:
         _warn_if_slow()
         return
     mine = set(os.environ.get(PREPARED, "").split())
-    if "nvcc_path" in mine and handover.is_stale():
-        _forget_cuda(mine)
+    if mine & {"nvcc_path", handover.VARIABLE} and handover.is_stale():
+        _forget_folders(mine)
     if STARTED_BY_MPIRUN in os.environ and "use_mpi" in mine:
         # Set by the process that started mpirun, unless mpirun was given another environment.
         os.environ.pop("use_mpi", None)
         mine.discard("use_mpi")
-    values = _defaults()
-    if "nvcc_path" not in os.environ:
-        values |= _cuda()
-    if not {"nccl_include_path", "nccl_lib_path"} <= {*values, *os.environ}:
-        values["use_nccl"] = "0"  # downloads NCCL 2.8.4, as the others do
-    for name, value in values.items():
+    for name, value in _values().items():
         if name not in os.environ:
             os.environ[name] = value
             mine.add(name)
     os.environ[PREPARED] = " ".join(sorted(mine))
-    if handover.VARIABLE in os.environ:
+    if os.environ.get(handover.VARIABLE):
         handover.put_first(os.environ[handover.VARIABLE])
     if not any(isinstance(finder, _Guard) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Guard())
@@ -72,6 +67,18 @@ def set_by_us(name: str) -> bool:
 def wants_verbose() -> bool:
     """Whether the user asked for Jittor's own output."""
     return bool(os.environ.get(VERBOSE)) or os.environ.get("log_v", "0") not in ("", "0")
+
+
+def _values() -> dict[str, str]:
+    """Our value for every variable, whether the user has set it or not."""
+    values = _defaults()
+    if "nvcc_path" not in os.environ:
+        values |= _cuda()
+    if handover.VARIABLE not in {*values, *os.environ}:
+        values |= _changed_jittor()
+    if not {"nccl_include_path", "nccl_lib_path"} <= {*values, *os.environ}:
+        values["use_nccl"] = "0"  # downloads NCCL 2.8.4, as the others do
+    return values
 
 
 def _cuda() -> dict[str, str]:
@@ -89,13 +96,25 @@ def _cuda() -> dict[str, str]:
     return {**values, handover.VARIABLE: choice.site} if choice.site else values
 
 
-def _forget_cuda(mine: set[str]) -> None:
-    """Have CUDA looked for again: the folder that a parent process made has been deleted."""
+def _changed_jittor() -> dict[str, str]:
+    """The folder of the changed Jittor, or nothing where the installed one is used as it is."""
+    from jtlightning.runtime import store
+    from jtlightning.runtime.jittor_copy import patch
+
+    try:
+        return {handover.VARIABLE: str(patch.make(store.cache(toolchain.jittor_home())))}
+    except (patch.OtherJittorError, OSError):
+        return {}  # `segtasks doctor` tells which, and the guard if nothing can be written
+
+
+def _forget_folders(mine: set[str]) -> None:
+    """Have them made again: what a parent process made has been deleted."""
     for name in mine & {"nvcc_path", "nccl_include_path", "nccl_lib_path"}:
         del os.environ[name]
         mine.discard(name)
-    mine.discard(handover.VARIABLE)
-    handover.take_back()
+    if handover.VARIABLE in mine:
+        mine.discard(handover.VARIABLE)
+        handover.take_back()
 
 
 def _defaults() -> dict[str, str]:
@@ -108,9 +127,8 @@ def _defaults() -> dict[str, str]:
         "cache_name": "default",
         # At a crash Jittor would print gdb's answer to stdout; without, its own trace to stderr.
         "gdb_path": "",
-        # Threads that compile kernels. Jittor would start one per 3 GB of memory, up to 16, which
-        # its compiler is not quite safe for: the more of them, the likelier a crash that leaves
-        # the cache locked. More than cores do not compile faster either.
+        # Threads that compile kernels. Jittor would start one per 3 GB of memory, up to 16; more
+        # than cores do not compile faster.
         "use_parallel_op_compiler": str(min(os.cpu_count() or 1, 16)),
         # Each of these downloads an archive at the import of a CUDA build.
         "use_cutlass": "0",

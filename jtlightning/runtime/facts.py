@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jtlightning.runtime import checks, cuda, environment, toolchain
-from jtlightning.runtime.cuda import handover, toolkits
+from jtlightning.runtime.cuda import toolkits
+from jtlightning.runtime.jittor_copy import handover
 
 # Every variable that Jittor 1.3.11 reads when it is imported and that changes what it builds.
 VARIABLES = (

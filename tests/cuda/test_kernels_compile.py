@@ -17,13 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from jtlightning.runtime.cuda import handover, patch, root, store, toolkits
+from jtlightning.runtime import store
+from jtlightning.runtime.cuda import root, toolkits
+from jtlightning.runtime.jittor_copy import handover, patch
 from tests.cuda import stand_in
 
 REPOSITORY = Path(__file__).parents[2]
 WORK = REPOSITORY / "build" / "cuda-check"
 PACKAGES = WORK / "packages"
-MODELS = ("dformer_tiny", "dformerv2_s")
+MODELS = ("dformer_tiny", "dformerv2_s", "rtdetr_r18")
 LIMIT_S = 3 * 3600
 
 pytestmark = pytest.mark.slow

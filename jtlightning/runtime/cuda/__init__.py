@@ -4,9 +4,10 @@ Any `nvcc` on the PATH switches Jittor's CUDA build on, which then aborts withou
 a wrapper script that stands beside no libraries. And Jittor 1.3.11 cannot be built with CUDA 13 or
 cuDNN 9. So the choice is made here, before Jittor is imported: the driver is asked (`driver`), a
 compiler found (`toolkits`), its folders, those of pip's packages and of the system joined into one
-(`root`), and Jittor copied and changed where it has to be (`patch`). `plan` does them in turn.
+(`root`). `plan` does them in turn, and makes sure that Jittor can be changed where it has to be
+(`jtlightning.runtime.jittor_copy`).
 
-All that is written lies in the folder `jtlightning-cuda` of Jittor's cache. Deleting it undoes
+All that is written lies in the folder `jtlightning` of Jittor's cache. Deleting it undoes
 everything.
 
 Without a device this module lists one folder, and nothing else is imported.

@@ -6,18 +6,17 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
-from jtlightning.runtime import toolchain
+from jtlightning.runtime import store, toolchain
 from jtlightning.runtime.cuda import (
     DEVICE_STEP,
     JITTOR_STEP,
     Choice,
     Step,
     driver,
-    patch,
     root,
-    store,
     toolkits,
 )
+from jtlightning.runtime.jittor_copy import patch
 
 TYPE_CHECKING = False  # as in runtime/__init__: typing is not imported for this
 if TYPE_CHECKING:

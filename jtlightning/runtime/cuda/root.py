@@ -13,7 +13,8 @@ import re
 import shlex
 from pathlib import Path
 
-from jtlightning.runtime.cuda import store, toolkits
+from jtlightning.runtime import store
+from jtlightning.runtime.cuda import toolkits
 
 TYPE_CHECKING = False  # as in runtime/__init__: typing is not imported for this
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from jtlightning.runtime import cuda, facts, toolchain
 from segtasks.commands import doctor
+from tests.jtlightning.runtime.cuda.trees import make_jittor
 
 REPOSITORY = Path(__file__).parents[3]
 CODE = "import sys; from segtasks.commands.doctor import main; sys.exit(main(sys.argv[1:]))"
@@ -52,6 +54,20 @@ def test_a_missing_compiler_ends_with_one_and_the_command(run_doctor: Doctor) ->
     assert "Training cannot run on this machine yet." in result.stdout
 
 
+def test_the_changed_jittor_is_shown_and_why_it_is_not(run_doctor: Doctor, tmp_path: Path) -> None:
+    assert re.search(r"Jittor .*1\.3\.11\.0, changed in ", run_doctor().stdout)
+    as_it_is = run_doctor(JTLIGHTNING_JITTOR="")
+    assert as_it_is.returncode == 0
+    assert "unset JTLIGHTNING_JITTOR" in as_it_is.stdout
+    other = tmp_path / "other"
+    make_jittor(other, {"jittor_utils/__init__.py": ""}, version="1.3.12.0")
+    unknown = run_doctor(PYTHONPATH=f"{REPOSITORY}:{other}")
+    assert (
+        "the installed jittor 1.3.12.0 is not the jittor 1.3.11.0 that is known" in unknown.stdout
+    )
+    assert "--force-reinstall --no-deps jittor==1.3.11.0" in unknown.stdout
+
+
 def test_json_says_who_set_a_variable(run_doctor: Doctor) -> None:
     result = run_doctor("--json", use_cutt="1")
     report = json.loads(result.stdout)
@@ -67,7 +83,7 @@ def test_the_kernel_cache_is_measured(run_doctor: Doctor, tmp_path: Path) -> Non
     folder.mkdir(parents=True)
     (folder / "one.so").write_bytes(bytes(3000))
     (folder / "one.cc").write_bytes(bytes(2000))
-    cache = json.loads(run_doctor("--json").stdout)["cache"]
+    cache = json.loads(run_doctor("--json", JTLIGHTNING_JITTOR="").stdout)["cache"]
     assert cache["kernels"] == 1
     # The links to oneDNN are some hundred bytes more.
     assert 5000 <= cache["size"] < 9000

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from jtlightning.runtime import checks, cuda
-from jtlightning.runtime.cuda import driver, patch, plan, toolkits
+from jtlightning.runtime.cuda import driver, plan, toolkits
 from jtlightning.runtime.cuda.driver import Driver
+from jtlightning.runtime.jittor_copy import patch
 
 from .trees import make_packages, make_toolkit
 
@@ -22,7 +23,7 @@ class Machine:
         self.folder = folder
         self.patch = monkeypatch
         self.site = folder / "site"
-        self.cache = folder / "home" / ".cache" / "jittor" / "jtlightning-cuda"
+        self.cache = folder / "home" / ".cache" / "jittor" / "jtlightning"
 
     def driver(self, cuda_version: tuple[int, int], *cards: tuple[int, int]) -> None:
         self.patch.setattr(driver, "ask", lambda: Driver(cuda_version, list(cards or [HOPPER])))

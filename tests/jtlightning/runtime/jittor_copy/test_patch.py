@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jtlightning.runtime.cuda import edits, patch, store
-from jtlightning.runtime.cuda.edits import EDITS, Edit, EditError
-
-from .trees import make_jittor
+from jtlightning.runtime import store
+from jtlightning.runtime.jittor_copy import edits, patch
+from jtlightning.runtime.jittor_copy.edits import EDITS, Edit, EditError
+from tests.jtlightning.runtime.cuda.trees import make_jittor
 
 FILES = {"jittor/a.py": "one\ntwo\n", "jittor_utils/__init__.py": "", "jittor/src/b.cc": "int\r\n"}
 
@@ -58,7 +58,7 @@ def test_the_copy_is_not_taken_for_the_installed_one(
 ) -> None:
     copy = patch.make(tmp_path / "cache")
     monkeypatch.setattr(sys, "path", [str(copy), str(site)])
-    assert patch.find(tmp_path / "cache") == site
+    assert patch.find() == site
     assert patch.make(tmp_path / "cache") == copy
 
 
@@ -110,14 +110,14 @@ def test_a_file_that_is_missing_fails_loudly(site: Path) -> None:
 
 
 def test_the_installed_jittor_is_the_one_that_is_known(changed: Path) -> None:
-    site = patch.find(changed.parent)
+    site = patch.find()
     hashes = patch.recorded(site)
     assert len(hashes) == 646
     assert patch.altered(site, hashes) == []
 
 
 def test_every_edit_stands_in_the_copy_and_nothing_else_differs(changed: Path) -> None:
-    site = patch.find(changed.parent)
+    site = patch.find()
     for edit in EDITS:
         assert edit.new in (changed / "jittor" / edit.file).read_bytes().decode()
     differing = {

@@ -1,4 +1,6 @@
-"""What is changed in Jittor 1.3.11.0 for CUDA 13 and cuDNN 9; all of it works with CUDA 12 too.
+"""What is changed in Jittor 1.3.11.0: for CUDA 13 and cuDNN 9, and faults on every machine.
+
+All of it works with CUDA 12 and on a CPU too.
 
 An edit replaces a text that stands exactly once in a file. The folder `jittor` is left out of
 `file`.
@@ -140,6 +142,47 @@ EDITS: tuple[Edit, ...] = (
         "        @if(@strcmp(@Tx,float16)==0, ncclHalf)\n",
         "        @if(@strcmp(@Tx,float16)==0, ncclHalf)\n"
         "        @if(@strcmp(@Tx,bfloat16)==0, ncclBfloat16)\n",
+    ),
+    # Threads that compile share the graph, and change the edges of variables in it while they lay
+    # out kernels: two at once crashed now and then. One has the graph at a time, but for the time
+    # in which it waits for the compiler, which is nearly all of it.
+    Edit(
+        "src/parallel_compiler.h",
+        '#include "common.h"\n\nnamespace jittor {\n',
+        '#include <mutex>\n#include "common.h"\n\nnamespace jittor {\n\n'
+        "EXTERN_LIB std::mutex graph_mutex;\n"
+        "EXTERN_LIB thread_local bool has_graph;\n\n"
+        "struct HasGraph {\n"
+        "    HasGraph() { graph_mutex.lock(); has_graph = true; }\n"
+        "    ~HasGraph() { has_graph = false; graph_mutex.unlock(); }\n"
+        "};\n\n"
+        "struct LeavesGraph {\n"
+        "    bool had = has_graph;\n"
+        "    LeavesGraph() { if (had) { has_graph = false; graph_mutex.unlock(); } }\n"
+        "    ~LeavesGraph() { if (had) { graph_mutex.lock(); has_graph = true; } }\n"
+        "};\n",
+    ),
+    Edit(
+        "src/parallel_compiler.cc",
+        "// from log.cc\nEXTERN_LIB int segfault_happen;\n",
+        "// from log.cc\nEXTERN_LIB int segfault_happen;\n\n"
+        "std::mutex graph_mutex;\nthread_local bool has_graph = false;\n",
+    ),
+    Edit(
+        "src/parallel_compiler.cc",
+        "            bool is_fused_op = rid<0;\n            try {\n",
+        "            bool is_fused_op = rid<0;\n            HasGraph graph;\n            try {\n",
+    ),
+    Edit(
+        "src/jit_compiler.cc",
+        '#include "fused_op.h"\n',
+        '#include "fused_op.h"\n#include "parallel_compiler.h"\n',
+    ),
+    Edit(
+        "src/jit_compiler.cc",
+        "    cache_compile(cmd, cache_path, jittor_path);\n",
+        "    {\n        LeavesGraph others;\n"
+        "        cache_compile(cmd, cache_path, jittor_path);\n    }\n",
     ),
 )  # fmt: skip
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from jtlightning.runtime.cuda import store
+from jtlightning.runtime import store
 from tests.jtlightning.runtime.conftest import REPOSITORY
 
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from jtlightning.runtime.cuda import store
+from jtlightning.runtime import store
 def build(folder):
     with open(sys.argv[2], "a") as tally:
         tally.write("built\\n")

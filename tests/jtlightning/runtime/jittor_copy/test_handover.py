@@ -1,4 +1,4 @@
-"""What `prepare` does on a machine with a GPU, in processes of their own."""
+"""Which Jittor `prepare` puts first, with a GPU and without, in processes of their own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jtlightning.runtime.cuda import handover
+from jtlightning.runtime.jittor_copy import handover
 from tests.jtlightning.runtime.conftest import REPOSITORY, RunPython
-
-from .trees import make_driver, make_packages
+from tests.jtlightning.runtime.cuda.trees import make_driver, make_packages
 
 SITE = sysconfig.get_path("purelib")
 #: Lets the process see a device; imports nothing before `prepare`.
@@ -62,7 +61,7 @@ def tell(run_python: RunPython, gpu: dict[str, str]) -> Tell:
 
 
 def cache(home: Path) -> Path:
-    return home / ".cache" / "jittor" / "jtlightning-cuda"
+    return home / ".cache" / "jittor" / "jtlightning"
 
 
 def test_the_changed_jittor_comes_first(tell: Tell, home: Path) -> None:
@@ -80,7 +79,7 @@ def test_children_have_it_without_being_told(tell: Tell) -> None:
         DEVICE + "import jtlightning, subprocess, sys\n"
         f"print(subprocess.check_output([sys.executable, '-c', {SHOW!r}], text=True))"
     )
-    assert "jtlightning-cuda" in told.jittor
+    assert "jtlightning/jittor-" in told.jittor
 
 
 def test_spawned_processes_have_it(tell: Tell, tmp_path: Path) -> None:
@@ -93,8 +92,8 @@ def test_spawned_processes_have_it(tell: Tell, tmp_path: Path) -> None:
         "    process.start()\n    process.join()\n    raise SystemExit(process.exitcode)\n"
     )
     told = tell(f"import runpy; runpy.run_path({str(program)!r}, run_name='__main__')")
-    assert "jtlightning-cuda" in told.path[0]
-    assert "jtlightning-cuda" in told.jittor
+    assert "jtlightning/jittor-" in told.path[0]
+    assert "jtlightning/jittor-" in told.jittor
 
 
 def test_a_child_that_loses_its_python_path_puts_it_first_again(
@@ -124,7 +123,7 @@ def test_a_deleted_folder_is_made_again(tell: Tell, home: Path) -> None:
     assert told.path.count(told.path[0]) == 1
 
 
-def test_a_deleted_folder_is_forgotten_where_the_device_is_gone_too(tell: Tell, home: Path) -> None:
+def test_only_jittor_is_made_again_where_the_device_is_gone_too(tell: Tell, home: Path) -> None:
     parent = tell().variables
     shutil.rmtree(cache(home))
     inherited = {name: parent[name] for name in parent if name != "PATH"}
@@ -132,16 +131,31 @@ def test_a_deleted_folder_is_forgotten_where_the_device_is_gone_too(tell: Tell, 
                 "os.listdir = lambda path: [] if path == '/dev' else real(path)\n"
                 "import jtlightning\n" + SHOW, **inherited)  # fmt: skip
     assert told.variables["nvcc_path"] == ""
-    assert handover.VARIABLE not in told.variables
-    assert "jtlightning-cuda" not in os.pathsep.join([told.variables["PYTHONPATH"], *told.path])
-    assert told.jittor == str(Path(SITE, "jittor_utils", "__init__.py"))
+    assert Path(told.jittor).is_relative_to(cache(home))
+    assert [path.name.split("-")[0] for path in cache(home).glob("[a-z]*")] == ["jittor"]
 
 
-def test_the_user_s_choice_of_the_cpu_stays(tell: Tell, home: Path) -> None:
-    told = tell(nvcc_path="")
+@pytest.mark.parametrize("code", [DEVICE, ""])
+def test_without_a_gpu_jittor_is_changed_too(tell: Tell, home: Path, code: str) -> None:
+    told = tell(code + "import jtlightning\n" + SHOW, nvcc_path="")
     assert told.variables["nvcc_path"] == ""
-    assert handover.VARIABLE not in told.variables
+    assert Path(told.variables[handover.VARIABLE]).parent == cache(home)
+    assert Path(told.jittor).is_relative_to(cache(home))
+
+
+def test_the_user_can_have_jittor_as_it_is(tell: Tell, home: Path) -> None:
+    told = tell("import jtlightning\n" + SHOW, **{handover.VARIABLE: ""})
+    assert told.variables[handover.VARIABLE] == ""
+    assert told.jittor == str(Path(SITE, "jittor_utils", "__init__.py"))
     assert not cache(home).exists()
+
+
+def test_a_folder_that_cannot_be_written_leaves_jittor_as_it_is(tell: Tell, home: Path) -> None:
+    cache(home).parent.mkdir(parents=True)
+    cache(home).write_text("a file, where the folder should be")
+    told = tell("import jtlightning\n" + SHOW)
+    assert handover.VARIABLE not in told.variables
+    assert told.jittor == str(Path(SITE, "jittor_utils", "__init__.py"))
 
 
 def test_another_jittor_is_told_once_and_not_changed(

@@ -13,13 +13,14 @@ TYPE_CHECKING = False  # as in runtime/__init__: typing is not imported for this
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FOLDER = "jtlightning-cuda"
-_CONTENT = "content.json"
+FOLDER = "jtlightning"
+#: Stands in every folder that is whole.
+CONTENT = "content.json"
 _ASIDE = ".unfinished-"
 
 
 def cache(jittor_home: Path) -> Path:
-    """The folder that holds everything that is written for CUDA."""
+    """The folder that holds everything that this package writes for Jittor."""
     return jittor_home / ".cache" / "jittor" / FOLDER
 
 
@@ -63,7 +64,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
 def is_whole(folder: Path) -> bool:
     """Whether a folder is there with every file in its size."""
     try:
-        content = json.loads((folder / _CONTENT).read_text(encoding="utf-8"))
+        content = json.loads((folder / CONTENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return all(_size(folder / name) == size for name, size in content.items())
@@ -76,7 +77,7 @@ def _note_content(folder: Path) -> None:
         for name in [*files, *links]:
             path = Path(place, name)
             content[path.relative_to(folder).as_posix()] = _size(path)
-    with (folder / _CONTENT).open("w", encoding="utf-8") as file:
+    with (folder / CONTENT).open("w", encoding="utf-8") as file:
         json.dump(content, file)
 
 

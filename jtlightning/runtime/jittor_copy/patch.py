@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import compileall
 import csv
 import hashlib
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
-from jtlightning.runtime.cuda import edits, store
+from jtlightning.runtime import store
+from jtlightning.runtime.jittor_copy import edits
 
 VERSION = "1.3.11.0"
 #: SHA-256 of the lines "file,hash" of RECORD, sorted, for the files that are copied.
@@ -36,7 +39,7 @@ def make(cache: Path) -> Path:
         EditError: An edit does not fit (a mistake in this package).
         OSError: The cache cannot be written.
     """
-    site = find(cache)
+    site = find()
     hashes = recorded(site)
 
     def build(folder: Path) -> None:
@@ -51,19 +54,20 @@ def make(cache: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(site / name, folder / name)
         edits.apply(folder / PACKAGES[0])
+        _compile_quietly(folder)
 
     key = hashlib.sha256(f"{DIGEST}{edits.EDITS}".encode()).hexdigest()[:16]
     return store.build_once(cache / f"jittor-{VERSION}-{key}", build)
 
 
-def find(cache: Path) -> Path:
+def find() -> Path:
     """The folder on the path that holds Jittor, our copies left out.
 
     Raises:
         OtherJittorError: There is none.
     """
     for entry in map(Path, sys.path):
-        if (entry / "jittor" / "__init__.py").is_file() and not entry.is_relative_to(cache):
+        if (entry / "jittor" / "__init__.py").is_file() and not (entry / store.CONTENT).exists():
             return entry.absolute()
     raise OtherJittorError("Jittor is not installed")
 
@@ -91,6 +95,13 @@ def recorded(site: Path) -> dict[str, str]:
 def altered(site: Path, hashes: dict[str, str]) -> list[str]:
     """Files that are missing or do not have their hash."""
     return [name for name, digest in hashes.items() if _hash(site / name) != digest]
+
+
+def _compile_quietly(folder: Path) -> None:
+    """Compile the Python files, as pip does; at the first import each would warn of its escapes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compileall.compile_dir(folder, quiet=2)
 
 
 def _is_copied(name: str) -> bool:
