@@ -184,6 +184,33 @@ EDITS: tuple[Edit, ...] = (
         "    {\n        LeavesGraph others;\n"
         "        cache_compile(cmd, cache_path, jittor_path);\n    }\n",
     ),
+    # What a crash of the machine has left of a library beside its whole key was taken for compiled:
+    # loading it ended or hung the process. The table at an ELF file's end tells whether it is whole.
+    Edit(
+        "src/utils/cache_compile.cc",
+        "bool cache_compile(string cmd, const string& cache_path_",
+        "#ifdef __linux__\n"
+        "static bool is_whole(const string& name) {\n"
+        "    string type = name.substr(name.rfind('.')+1);\n"
+        '    if (type != "so" && type != "o") return true;\n'
+        "    std::ifstream file(name, std::ios::binary);\n"
+        "    char head[64];\n"
+        '    if (!file.read(head, 64) || string(head, 4) != "\\177ELF") return false;\n'
+        "    uint64_t table = *(uint64_t*)(head+40);\n"
+        "    uint64_t rows = *(uint16_t*)(head+58) * *(uint16_t*)(head+60);\n"
+        "    file.seekg(0, std::ios::end);\n"
+        "    return (uint64_t)file.tellg() >= table + rows;\n"
+        "}\n"
+        "#else\n"
+        "static bool is_whole(const string& name) { return true; }\n"
+        "#endif\n\n"
+        "bool cache_compile(string cmd, const string& cache_path_",
+    ),
+    Edit(
+        "src/utils/cache_compile.cc",
+        "    if (file_exist(output_name))\n        output_cache_key",
+        "    if (file_exist(output_name) && is_whole(output_name))\n        output_cache_key",
+    ),
 )  # fmt: skip
 
 
