@@ -184,8 +184,8 @@ EDITS: tuple[Edit, ...] = (
         "    {\n        LeavesGraph others;\n"
         "        cache_compile(cmd, cache_path, jittor_path);\n    }\n",
     ),
-    # What a crash of the machine has left of a library beside its whole key was taken for compiled:
-    # loading it ended or hung the process. The table at an ELF file's end tells whether it is whole.
+    # What a crash of the machine has left of a library beside its whole key was taken for compiled;
+    # loading it ended or hung the process. An ELF file ends with a table that its header names.
     Edit(
         "src/utils/cache_compile.cc",
         "bool cache_compile(string cmd, const string& cache_path_",
