@@ -1,7 +1,7 @@
 """Every CUDA kernel of a training step and an evaluation compiles and loads, without any GPU.
 
 Needs nvcc 13 and NVIDIA's libraries: `pip install '.[cuda13]'`, or CUDA_CHECK=1, which fetches
-them (1.4 GB) into build/cuda-check. The first run builds Jittor and some hundred kernels: an hour
+them (1.6 GB) into build/cuda-check. The first run builds Jittor and some hundred kernels: an hour
 on two cores. What it builds stays in build/cuda-check, so that a second run takes minutes.
 
     CUDA_CHECK=1 python -m pytest -m slow tests/cuda
@@ -27,6 +27,16 @@ WORK = REPOSITORY / "build" / "cuda-check"
 PACKAGES = WORK / "packages"
 MODELS = ("dformer_tiny", "dformerv2_s", "rtdetr_r18")
 LIMIT_S = 3 * 3600
+#: The sum over the processes of a run, as gradients are averaged.
+SUM = """
+import jtlightning, jittor as jt
+jt.flags.use_cuda = 1
+assert "nccl_all_reduce" in dir(jt.compile_extern.nccl_ops)
+total = jt.ones(4).mpi_all_reduce("mean")
+total.sync()
+assert total._input(0).shape == [4]
+print("summed")
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -47,10 +57,11 @@ def find_root() -> Path | str:
 
 
 def fetch() -> None:
-    """Install the packages of the extra `cuda13` into a folder of their own."""
+    """Install the packages of the extras `cuda13` and `nccl` into a folder of their own."""
     tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    names = tomllib.loads(text)["project"]["optional-dependencies"]["cuda13"]
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    names = [*extras["cuda13"], *extras["nccl"]]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
     subprocess.run([*command, str(PACKAGES), *names], check=True)
 
@@ -68,7 +79,7 @@ def cuda() -> Path:
         real = find_root()
     sys.path[:] = paths
     if isinstance(real, str):
-        pytest.skip(f"{real}; pip install '.[cuda13]' or CUDA_CHECK=1 (1.4 GB)")
+        pytest.skip(f"{real}; pip install '.[cuda13]' or CUDA_CHECK=1 (1.6 GB)")
     folder = WORK / f"stand-in-{real.name}"
     if not (folder / "bin" / "nvcc").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -108,3 +119,25 @@ def test_every_kernel_of_a_step_and_an_evaluation_compiles(
     # That it was CUDA that was compiled, and not the CPU's kernels.
     sources = Path(variables["JITTOR_HOME"]).rglob("jit/*.cc")
     assert sum("__global__" in path.read_text(errors="replace") for path in sources) > 50
+
+
+def test_nccl_compiles_and_is_what_gradients_are_averaged_with(
+    cuda: Path, variables: dict[str, str]
+) -> None:
+    mpirun = shutil.which("mpirun")
+    if mpirun is None or not (cuda / "lib64" / "libnccl.so").exists():
+        pytest.skip("no mpirun, or no NCCL: pip install '.[nccl]'")
+    environment = {
+        **{name: value for name, value in variables.items() if name != "use_mpi"},
+        "nccl_include_path": str(cuda / "include"),
+        "nccl_lib_path": str(cuda / "lib64"),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    program = [mpirun, "-np", "1", sys.executable, "-c", SUM]
+    result = subprocess.run(
+        program, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        timeout=LIMIT_S,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-6000:]
+    assert "summed" in result.stdout
