@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from segtasks.commands.golden_file import GoldenFileError, array_names, read_golden_file
+from segtasks.commands.mistakes import tell_mistake
 
 if TYPE_CHECKING:
     from segtasks.commands.checks import Check
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return audit(arguments.golden, arguments.tolerance, console)
     except GoldenFileError as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        if not tell_mistake(error):
+            raise
         return 2
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from jtlightning.checkpoint.errors import CheckpointError
 from segtasks.commands.convert_config import Conversion, convert_config
 from segtasks.commands.convert_weights import FORMATS, Summary, convert_weights
+from segtasks.commands.mistakes import tell_mistake
 
 _SHOWN = 20
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
             )
             _show_weights(summary, source, target, Console())
     except (CheckpointError, ValueError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        if not tell_mistake(error):
+            raise
         return 1 if isinstance(error, CheckpointError) else 2
     return 0
 
