@@ -20,6 +20,7 @@ from jtlightning.cli.command import capture_chatter
 from jtlightning.runtime.kernels import added, stamps
 from segtasks.commands.assembly import Assembly
 from segtasks.commands.mistakes import tell_mistake
+from segtasks.data.base import SplitDataModule
 
 if TYPE_CHECKING:
     from jtlightning.runtime.chatter import Chatter
@@ -147,6 +148,8 @@ def _prepare(configs: Sequence[str], overrides: Sequence[str], folder: Path) -> 
     _shorten(assembly, folder)
     trainer, data = assembly.trainer(), assembly.data()
     data.prepare_data()
+    if isinstance(data, SplitDataModule):
+        data.check_files = False  # few of them are read, and each is looked at then
     for stage in ("fit", "test"):
         data.setup(stage)
     return CompileRun(trainer, data, assembly.task(data))

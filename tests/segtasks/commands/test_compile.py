@@ -54,6 +54,12 @@ def test_what_is_missing_is_said_in_one_line(
     assert not list(temporary.iterdir())
 
 
+def test_files_are_not_verified_one_by_one(tmp_path: Path) -> None:
+    # Twice, even: the data are set up here and again by the trainer.
+    run = command._prepare([str(ROOT / "configs" / "debug" / "dformer_tiny.yaml")], [], tmp_path)
+    assert run.data.check_files is False
+
+
 def test_only_limits_and_outputs_differ_from_the_run(tmp_path: Path) -> None:
     overrides = ["--trainer.accumulate_grad_batches", "4", "--trainer.gradient_clip_val", "0.1"]
     overrides += ["--task.weights", "not_here.pth"]
