@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_data.py --model dformer_tiny --batch 8 --size 480x640 --workers 8
 
-Rooms are rendered into a temporary folder and trained on through the data module's worker
-processes, in one epoch that is long enough: each scene comes several times, differently cut.
+Rooms are rendered into the folder `build` for this row and later ones, and trained on through the
+data module's worker processes, in one epoch that is long enough: each scene comes several times,
+differently cut.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import json
 import logging
 import sys
-import tempfile
 from pathlib import Path
 
 import gpu_step  # beside this file; brings Jittor
@@ -23,6 +23,7 @@ from segtasks.data.rooms import CLASS_NAMES, write_rooms
 from segtasks.models import dformer
 
 SPLIT = "long.txt"
+FOLDER = Path(__file__).resolve().parents[1] / "build" / "gpu-rooms"
 
 
 def main() -> None:
@@ -30,9 +31,7 @@ def main() -> None:
     arguments = parse()
     logging.disable(logging.WARNING)
     network = getattr(dformer, arguments.model)(num_classes=len(CLASS_NAMES))
-    with tempfile.TemporaryDirectory() as folder:
-        data = rooms(Path(folder), arguments)
-        clock = gpu_step.train(network, data, arguments)
+    clock = gpu_step.train(network, rooms(arguments), arguments)
     row = {
         "device": "cuda" if jt.flags.use_cuda else "cpu",
         "workers": arguments.workers,
@@ -44,10 +43,10 @@ def main() -> None:
     sys.stdout.write(json.dumps(row) + "\n")
 
 
-def rooms(folder: Path, arguments: argparse.Namespace) -> RGBDDataModule:
+def rooms(arguments: argparse.Namespace) -> RGBDDataModule:
     """Scenes on disk, as many lines of them as the steps need."""
     height, width = map(int, arguments.size.split("x"))
-    root = folder / "rooms"
+    root = FOLDER / f"{arguments.scenes}-{arguments.size}"
     write_rooms(root, train=arguments.scenes, val=1, size=(height, width))
     lines = (root / "train.txt").read_text(encoding="utf-8").splitlines()
     wanted = (gpu_step.WARM_UP + arguments.steps) * arguments.batch

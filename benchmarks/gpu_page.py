@@ -41,15 +41,19 @@ def page(results: dict[str, Rows]) -> str:
     for section, writer in writers.items():
         if results.get(section):
             text += ["", *writer(results)]
-    failures = [
-        f"* {section}, {name}: {answer['failed']}"
-        for section, rows in results.items()
-        for name, answer in rows.items()
-        if "failed" in answer
+    return "\n".join(text + troubles(results)) + "\n"
+
+
+def troubles(results: dict[str, Rows]) -> list[str]:
+    """What is missing, and what a table does not show."""
+    rows = [(f"{s}, {name}", row) for s, rows in results.items() for name, row in rows.items()]
+    failed = [f"* {name}: {row['failed']}" for name, row in rows if "failed" in row]
+    again = [
+        f"* {name}: crashed {row['crashes']} times before it was measured"
+        for name, row in rows
+        if row.get("crashes") and "failed" not in row
     ]
-    if failures:
-        text += ["", "### Failed", "", *failures]
-    return "\n".join(text) + "\n"
+    return ["", "### Failed", "", *failed, *again] if failed or again else []
 
 
 def heading(results: dict[str, Rows]) -> list[str]:

@@ -32,7 +32,9 @@ def main() -> None:
         ends = {}
         for part in PARTS:
             command = [sys.executable, __file__, *given, f"--part={part}", f"--folder={folder}"]
-            subprocess.run(command, check=True)
+            code = subprocess.run(command, check=False).returncode
+            if code:
+                sys.exit(code if code > 0 else 128 - code)
             with np.load(Path(folder) / f"{part}.npz") as archive:
                 ends[part] = dict(archive)
     assert drift(ends["half"], ends["rest"]) > 0, "the first half went on to the end"

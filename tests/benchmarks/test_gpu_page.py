@@ -29,6 +29,13 @@ def test_a_cost_is_a_number_only_where_every_round_shows_one(
     assert gpu_page.check_cost(differences) == cell
 
 
+def test_a_row_that_was_measured_after_a_crash_is_named() -> None:
+    text = gpu_page.page({"steps": {"tiny": {**STEP, "crashes": 2}, "large": STEP}})
+
+    assert "* steps, tiny: crashed 2 times before it was measured" in text
+    assert "* steps, large" not in text
+
+
 def test_only_what_is_between_the_marks_of_a_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     begin, end = gpu_page.MARKS
