@@ -18,7 +18,7 @@ QUICK = {
     "precisions": ["32", "bf16-mixed"],
     "golden": ["DFormer-Tiny"],
     "size": "64x64",
-    "steps": 3,
+    "steps": 5,
     "passes": (2, 5),
     "scenes": 4,
     "resume_steps": 4,
