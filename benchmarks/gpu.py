@@ -29,9 +29,6 @@ from typing import Any
 import gpu_page
 from gpu_jobs import FULL, GOLDEN, MODELS, PRECISIONS, QUICK, Job, jobs
 
-#: Of a row whose process crashes: threads that compile may, see docs/kernel_cache.md.
-ATTEMPTS = 3
-
 
 def main() -> int:
     """Measure every row; 1 where any failed."""
@@ -68,14 +65,9 @@ def ask(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [job.python, str(Path(__file__).with_name(job.script))]
     options = {**job.options, "device": arguments.device}
     command += [f"--{name}={value}" for name, value in options.items()]
-    answer: dict[str, Any] = {"crashed": True}
-    crashes = 0
-    while answer.get("crashed") and crashes < ATTEMPTS:
-        begun_s = time.monotonic()
-        answer = outcome(command, environment, arguments.timeout)
-        answer["seconds"] = time.monotonic() - begun_s
-        crashes += answer.get("crashed", False)
-    return {**answer, "crashes": crashes}
+    begun_s = time.monotonic()
+    answer = outcome(command, environment, arguments.timeout)
+    return {**answer, "seconds": time.monotonic() - begun_s}
 
 
 def outcome(command: list[str], environment: dict[str, str], timeout_s: float) -> dict[str, Any]:
@@ -88,8 +80,7 @@ def outcome(command: list[str], environment: dict[str, str], timeout_s: float) -
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         failed = f"exit code {result.returncode}: {last[:300]}"
-        crashed = not 0 < result.returncode < 128
-        return {"failed": failed, "log": result.stderr[-4000:], "crashed": crashed}
+        return {"failed": failed, "log": result.stderr[-4000:]}
     answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return answer
 

@@ -48,12 +48,7 @@ def troubles(results: dict[str, Rows]) -> list[str]:
     """What is missing, and what a table does not show."""
     rows = [(f"{s}, {name}", row) for s, rows in results.items() for name, row in rows.items()]
     failed = [f"* {name}: {row['failed']}" for name, row in rows if "failed" in row]
-    again = [
-        f"* {name}: crashed {row['crashes']} times before it was measured"
-        for name, row in rows
-        if row.get("crashes") and "failed" not in row
-    ]
-    return ["", "### Failed", "", *failed, *again] if failed or again else []
+    return ["", "### Failed", "", *failed] if failed else []
 
 
 def heading(results: dict[str, Rows]) -> list[str]:

@@ -29,10 +29,11 @@ def test_a_cost_is_a_number_only_where_every_round_shows_one(
     assert gpu_page.check_cost(differences) == cell
 
 
-def test_a_row_that_was_measured_after_a_crash_is_named() -> None:
-    text = gpu_page.page({"steps": {"tiny": {**STEP, "crashes": 2}, "large": STEP}})
+def test_a_row_that_failed_is_named_with_its_reason() -> None:
+    failed = {**STEP, "failed": "exit code 1: out of memory"}
+    text = gpu_page.page({"steps": {"tiny": failed, "large": STEP}})
 
-    assert "* steps, tiny: crashed 2 times before it was measured" in text
+    assert "* steps, tiny: exit code 1: out of memory" in text
     assert "* steps, large" not in text
 
 
