@@ -32,9 +32,10 @@ SUM = """
 import jtlightning, jittor as jt
 jt.flags.use_cuda = 1
 assert "nccl_all_reduce" in dir(jt.compile_extern.nccl_ops)
-total = jt.ones(4).mpi_all_reduce("mean")
-total.sync()
-assert total._input(0).shape == [4]
+mean = jt.ones(4).mpi_all_reduce("mean")
+total = mean._input(0)
+jt.sync([mean, total])
+assert total.shape == [4]
 print("summed")
 """
 
