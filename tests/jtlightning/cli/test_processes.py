@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(processes.shutil, "which", lambda name: f"/opt/bin/{name}")
+    monkeypatch.setattr(processes.sys, "executable", "/opt/venv/bin/python")
     monkeypatch.setattr(processes.os, "execv", lambda path, line: lines.append([path, *line[1:]]))
     monkeypatch.setattr(
         processes.sys, "orig_argv", ["python", "/opt/bin/segtasks", "fit", "--config", "a.yaml"]
@@ -64,6 +66,28 @@ def test_without_mpirun_the_error_names_the_package(
     monkeypatch.setattr(processes.shutil, "which", lambda _: None)
     with pytest.raises(ConfigError, match="apt-get install openmpi-bin libopenmpi-dev"):
         processes.launch(config(devices=2))
+
+
+def test_open_mpi_beside_the_interpreter_comes_first_with_its_compiler(
+    started: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("mpirun", "mpicc"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(processes.sys, "executable", str(tmp_path / "python"))
+    processes.launch(config(devices=2))
+    assert started[0][0] == str(tmp_path / "mpirun")
+    assert os.environ["mpicc_path"] == str(tmp_path / "mpicc")
+
+
+def test_a_compiler_of_the_user_s_choice_stays(
+    started: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mpirun").touch()
+    (tmp_path / "mpicc").touch()
+    monkeypatch.setattr(processes.sys, "executable", str(tmp_path / "python"))
+    os.environ["mpicc_path"] = "/mine/mpicc"
+    processes.launch(config(devices=2))
+    assert os.environ["mpicc_path"] == "/mine/mpicc"
 
 
 def test_processes_share_the_cores(started: list[list[str]]) -> None:
