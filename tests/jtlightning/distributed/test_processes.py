@@ -81,5 +81,6 @@ def test_a_process_that_ends_badly_is_named_and_ends_the_others(
     done = start(2, scenario, tmp_path)
     assert time.monotonic() - began < 60  # start included; a rank that waits does so for ever
     assert done.returncode not in (0, 143)
-    assert message in done.stderr
-    assert "rank 1" in done.stderr
+    said = " ".join(done.stderr.split())  # Open MPI 5 breaks its lines
+    assert message in said
+    assert "rank 1" in said
