@@ -39,7 +39,7 @@ def launch(config: Config) -> None:
             f"`mpirun -np {devices * nodes} --hostfile FILE ...` or `srun`; only those of one "
             "machine can be started from here"
         )
-    mpirun = find_mpirun()
+    mpirun = _find_mpirun()
     if mpirun is None:
         raise ConfigError(
             f"trainer.devices is {devices}, and several processes need Open MPI, whose mpirun was "
@@ -49,7 +49,7 @@ def launch(config: Config) -> None:
     _become(mpirun, devices)
 
 
-def find_mpirun() -> str | None:
+def _find_mpirun() -> str | None:
     """The one that pip has put beside this interpreter, else that of the PATH."""
     beside = Path(sys.executable).with_name("mpirun")
     return str(beside) if beside.is_file() else shutil.which("mpirun")

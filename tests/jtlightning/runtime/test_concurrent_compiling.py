@@ -8,19 +8,19 @@ import sys
 import uuid
 from pathlib import Path
 
-import jittor as jt
 import pytest
 
+from . import own_kernels
 from .conftest import REPOSITORY
 
 #: Waits for the other process, then has three kernels compiled that nobody has seen before.
-PROGRAM = """
+PROGRAM = f"""
 import sys, time
 from pathlib import Path
 import jtlightning
 from jtlightning import runtime
 folder, rank, token = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-handle = runtime.capture_chatter(folder / f"jittor-{rank}.log")
+handle = runtime.capture_chatter(folder / ("jittor-" + rank + ".log"))
 import jittor as jt
 x = jt.ones(4)
 x.sync()
@@ -28,11 +28,7 @@ before = handle.kernels
 (folder / rank).touch()
 while len(list(folder.glob("[01]"))) < 2:
     time.sleep(0.01)
-total = 0.0
-for number in range(3):
-    name = f"t{token}_{number}"
-    source = f"int {name} = 1; for (int i = 0; i < in0_shape0; i++) @out(i) = @in0(i) + {name};"
-    total += jt.code([4], "float32", [x], cpu_src=source).sum().item()
+{own_kernels.COMPUTE}
 time.sleep(0.5)  # the monitor looks five times a second
 print(handle.kernels - before, total)
 """
@@ -54,19 +50,7 @@ def test_a_kernel_is_compiled_by_one_of_two_processes(tmp_path: Path) -> None:
     finally:
         for process in running:
             process.kill()
-        libraries = forget(token)
+        libraries = own_kernels.forget(token)
     assert [total for _, total in answers] == ["24.0", "24.0"]
     assert libraries == 3
     assert sum(int(compiled) for compiled, _ in answers) == 3
-
-
-def forget(token: str) -> int:
-    """Delete the kernels whose source names `token`; returns how many there were."""
-    folder = Path(jt.flags.cache_path, "jit")
-    sources = [file for file in folder.glob("*code*.cc") if token in file.read_text()]
-    count = 0
-    for source in sources:
-        count += source.with_suffix(".so").exists()
-        for file in folder.glob(f"{source.stem}.*"):
-            file.unlink()
-    return count

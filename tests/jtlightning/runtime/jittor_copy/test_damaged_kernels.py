@@ -7,23 +7,17 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
-import jittor as jt
 import pytest
 
+from tests.jtlightning.runtime import own_kernels
 from tests.jtlightning.runtime.conftest import REPOSITORY
 
-#: Computes with three kernels of its own, and prints the sum.
-PROGRAM = """
+PROGRAM = f"""
 import sys
 import jtlightning, jittor as jt
-x = jt.ones(4)
-total = 0.0
-for number in range(3):
-    name = f"t{sys.argv[1]}_{number}"
-    source = f"int {name} = 1; for (int i = 0; i < in0_shape0; i++) @out(i) = @in0(i) + {name};"
-    total += jt.code([4], "float32", [x], cpu_src=source).sum().item()
+x, token = jt.ones(4), sys.argv[1]
+{own_kernels.COMPUTE}
 print(total)
 """
 
@@ -33,15 +27,7 @@ def token() -> Iterator[str]:
     """A name that only this test's kernels hold; they are deleted in the end."""
     name = uuid.uuid4().hex
     yield name
-    for library in libraries(name):
-        for file in library.parent.glob(f"{library.stem}.*"):
-            file.unlink()
-
-
-def libraries(token: str) -> list[Path]:
-    folder = Path(jt.flags.cache_path, "jit")
-    sources = [file for file in folder.glob("*code*.cc") if token in file.read_text()]
-    return sorted(source.with_suffix(".so") for source in sources)
+    own_kernels.forget(name)
 
 
 def compute(token: str) -> str:
@@ -53,7 +39,7 @@ def compute(token: str) -> str:
 
 def test_damaged_kernels_are_compiled_again(token: str) -> None:
     assert compute(token) == "24.0\n"
-    empty, half, killed = libraries(token)
+    empty, half, killed = own_kernels.libraries(token)
     sizes = [library.stat().st_size for library in (empty, half, killed)]
     # A crash of the machine loses content that was not written out, and keeps names and keys.
     os.truncate(empty, 0)
