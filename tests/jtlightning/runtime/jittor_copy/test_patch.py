@@ -39,6 +39,20 @@ def test_a_copy_is_changed_and_the_original_is_not(site: Path, tmp_path: Path) -
     assert (copy / "jittor_utils" / "__init__.py").is_file()
 
 
+@pytest.mark.filterwarnings("error")
+def test_python_files_are_compiled_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Such escapes stand in Jittor's files; each import that compiles them would warn.
+    files = {**FILES, "jittor/escapes.py": "a = '\\s'\n"}
+    monkeypatch.setattr(patch, "DIGEST", make_jittor(tmp_path / "site", files))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    monkeypatch.setattr(edits.apply, "__defaults__", ((),))
+    copy = patch.make(tmp_path / "cache")
+    assert list((copy / "jittor" / "__pycache__").glob("escapes.*.pyc"))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_second_call_finds_the_copy(site: Path, tmp_path: Path) -> None:
     copy = patch.make(tmp_path / "cache")
     shutil.rmtree(site / "jittor" / "src")  # would be missed if it were copied again
