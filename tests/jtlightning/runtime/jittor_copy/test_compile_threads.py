@@ -11,6 +11,7 @@ from jtlightning.runtime.jittor_copy import patch
 
 #: Four threads, each with the graph, then compiling (once with an error), then with the graph.
 #: Prints how many had it at once, whether several compiled at once, and whether it is free again.
+#: Compiling takes long beside the rest, so that it must overlap.
 PROGRAM = """
 #include <atomic>
 #include <chrono>
@@ -25,17 +26,17 @@ int main() {
     auto raise = [](std::atomic<int>& most, int value) {
         for (int old = most; old < value && !most.compare_exchange_weak(old, value);) {}
     };
-    auto pause = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
+    auto pause = [](int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); };
     auto work = [&] {
         for (int i = 0; i < 5; i++) {
             HasGraph graph;
-            raise(most_inside, ++inside); pause(); inside--;
+            raise(most_inside, ++inside); pause(1); inside--;
             try {
                 LeavesGraph others;
-                raise(most_compiling, ++compiling); pause(); compiling--;
+                raise(most_compiling, ++compiling); pause(100); compiling--;
                 if (i == 2) throw 1;
             } catch (int) {}
-            raise(most_inside, ++inside); pause(); inside--;
+            raise(most_inside, ++inside); pause(1); inside--;
         }
     };
     std::vector<std::thread> all;
